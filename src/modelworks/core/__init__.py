@@ -1,0 +1,1 @@
+"""Words everybody uses: nouns, states, errors, settings, plug-in registry. Imports nothing of ours."""
