@@ -1,0 +1,33 @@
+"""The one way to turn a user's text into a path."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from modelworks.core.errors import Denied, Invalid
+from modelworks.core.ids import check_name
+
+
+def safe_join(root: Path, name: str) -> Path:
+    """Return `root/name` for a NAME or ORG/NAME in our grammar; never outside `root`, links followed.
+
+    Raises:
+        Invalid: the name is not in the grammar.
+        Denied: it leads out of `root`.
+    """
+    return inside(root / check_name(name), (root,))
+
+
+def inside(path: Path, roots: Sequence[Path]) -> Path:
+    """Return `path` resolved if it lies under one of `roots`.
+
+    Raises:
+        Denied: naming the flag that opens a root.
+    """
+    if "\0" in str(path):
+        raise Invalid("a path cannot hold a NUL character")
+    resolved = path.expanduser().resolve()
+    if not any(resolved.is_relative_to(root.resolve()) for root in roots):
+        raise Denied(f"{path} is outside the allowed folders; open it with --allow-path DIR")
+    return resolved

@@ -1,0 +1,182 @@
+"""Queries on artifacts: datasets, models and adapters, their names and their parents."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from functools import cache
+from pathlib import Path
+
+from pydantic import TypeAdapter
+from sqlalchemy import Connection, RowMapping, delete, insert, select, update
+
+from modelworks.core import clock
+from modelworks.core.errors import Conflict
+from modelworks.core.ids import check_name
+from modelworks.core.nouns import AnyArtifact, Artifact, ArtifactKind, JsonObject, Parent
+from modelworks.store.database import Database
+from modelworks.store.tables import artifacts, names, parents
+
+
+@dataclass(frozen=True, kw_only=True)
+class Publication:
+    """A folder that lies in its place and is to become an artifact. `replace` lets it take over a name in use."""
+
+    artifact: AnyArtifact
+    home: Path
+    replace: bool = False
+
+
+def publish(connection: Connection, publication: Publication) -> Artifact:
+    """Record an artifact, its parents and its name, inside the caller's transaction; return it with its final name."""
+    artifact = publication.artifact
+    name = _free_name(connection, publication)
+    known = {"id", "kind", "name", "digest", "size_bytes", "job_id", "metrics", "created_at"}
+    own = asdict(artifact)
+    facts = {key: own[key] for key in own if key not in known | {"path", "files", "parents", "recipe"}}
+    connection.execute(
+        insert(artifacts).values(
+            **{key: own[key] for key in known - {"name", "kind"}}, kind=artifact.kind.value, name=name, facts=facts,
+            path=artifact.path.relative_to(publication.home).as_posix(), recipe=artifact.recipe,
+            files=[asdict(file) for file in artifact.files],
+        )
+    )  # fmt: skip
+    for position, parent in enumerate(artifact.parents):
+        connection.execute(
+            insert(parents).values(
+                child_id=artifact.id, position=position, role=parent.role, kind=parent.kind.value,
+                parent_id=parent.id, name=parent.name, digest=parent.digest,
+            )
+        )  # fmt: skip
+    _point(connection, artifact.kind, name, artifact.id)
+    return artifact if name == artifact.name else _renamed(artifact, name)
+
+
+def add(database: Database, publication: Publication) -> None:
+    """Record an artifact that no job made.
+
+    Raises:
+        Conflict: the name is taken by another artifact and `replace` is not set.
+    """
+    artifact = publication.artifact
+    with database.write() as connection:
+        taken = _pointed(connection, shelf_of(artifact.kind), artifact.name)
+        if taken is not None and not publication.replace:
+            raise Conflict(f"{artifact.name} exists already ({taken}); choose another name or say --replace")
+        publish(connection, publication)
+
+
+def find(database: Database, home: Path, shelf: str, name_or_id: str) -> AnyArtifact | None:
+    """Return what a name, an alias or an id means now."""
+    with database.read() as connection:
+        pointed = _pointed(connection, shelf, name_or_id) or name_or_id
+        query = select(artifacts).where(artifacts.c.id == pointed, artifacts.c.removed_at.is_(None))
+        row = connection.execute(query).mappings().first()
+        if row is None or shelf_of(ArtifactKind(row["kind"])) != shelf:
+            return None
+        return _artifact(row, home, _parents_of(connection, row["id"]))
+
+
+def get(database: Database, home: Path, artifact_id: str) -> AnyArtifact | None:
+    """Return an artifact by id, removed or not: lineage names those too."""
+    with database.read() as connection:
+        row = connection.execute(select(artifacts).where(artifacts.c.id == artifact_id)).mappings().first()
+        return None if row is None else _artifact(row, home, _parents_of(connection, artifact_id))
+
+
+def list_artifacts(database: Database, home: Path, kinds: tuple[ArtifactKind, ...]) -> list[AnyArtifact]:
+    """Newest first; only those that a name points to."""
+    query = (
+        select(artifacts)
+        .where(artifacts.c.kind.in_([kind.value for kind in kinds]), artifacts.c.removed_at.is_(None))
+        .order_by(artifacts.c.id.desc())
+    )
+    with database.read() as connection:
+        rows = connection.execute(query).mappings().all()
+        return [_artifact(row, home, _parents_of(connection, row["id"])) for row in rows]
+
+
+def list_names(database: Database, shelf: str) -> dict[str, str]:
+    """Every name and alias on a shelf, with the id it points to."""
+    with database.read() as connection:
+        rows = connection.execute(select(names.c.name, names.c.artifact_id).where(names.c.shelf == shelf))
+        return {row.name: row.artifact_id for row in rows}
+
+
+def point(database: Database, kind: ArtifactKind, name: str, artifact_id: str) -> None:
+    """Make `name` mean `artifact_id`, whatever it meant before."""
+    with database.write() as connection:
+        _point(connection, kind, check_name(name), artifact_id)
+
+
+def remove(database: Database, artifact_id: str) -> bool:
+    """Take an artifact out of sight; return whether its files are used by no other artifact."""
+    with database.write() as connection:
+        connection.execute(delete(names).where(names.c.artifact_id == artifact_id))
+        connection.execute(update(artifacts).where(artifacts.c.id == artifact_id).values(removed_at=clock.now()))
+        path = select(artifacts.c.path).where(artifacts.c.id == artifact_id).scalar_subquery()
+        others = select(artifacts.c.id).where(artifacts.c.path == path, artifacts.c.removed_at.is_(None))
+        return connection.execute(others).first() is None
+
+
+def paths_in_use(database: Database) -> set[str]:
+    """The folders, relative to the workspace, that some artifact lies in."""
+    with database.read() as connection:
+        return set(connection.execute(select(artifacts.c.path).where(artifacts.c.removed_at.is_(None))).scalars())
+
+
+def shelf_of(kind: ArtifactKind) -> str:
+    return "datasets" if kind is ArtifactKind.DATASET else "models"
+
+
+@cache
+def codec() -> TypeAdapter[AnyArtifact]:
+    """Artifacts to and from JSON."""
+    return TypeAdapter(AnyArtifact)
+
+
+def to_json(artifact: AnyArtifact) -> JsonObject:
+    dumped: JsonObject = codec().dump_python(artifact, mode="json")
+    return dumped
+
+
+def from_json(body: JsonObject) -> AnyArtifact:
+    return codec().validate_python(body)
+
+
+def _pointed(connection: Connection, shelf: str, name: str) -> str | None:
+    query = select(names.c.artifact_id).where(names.c.shelf == shelf, names.c.name == name)
+    return connection.execute(query).scalar()
+
+
+def _point(connection: Connection, kind: ArtifactKind, name: str, artifact_id: str) -> None:
+    shelf = shelf_of(kind)
+    connection.execute(delete(names).where(names.c.shelf == shelf, names.c.name == name))
+    connection.execute(insert(names).values(shelf=shelf, name=name, artifact_id=artifact_id))
+
+
+def _free_name(connection: Connection, publication: Publication) -> str:
+    """The name asked for; when another job took it meanwhile, the same with a number, so that nothing is lost."""
+    wanted = name = publication.artifact.name
+    shelf = shelf_of(publication.artifact.kind)
+    number = 2
+    while not publication.replace and _pointed(connection, shelf, name) is not None:
+        name, number = f"{wanted}-{number}", number + 1
+    return name
+
+
+def _renamed(artifact: AnyArtifact, name: str) -> AnyArtifact:
+    return from_json(to_json(artifact) | {"name": name})
+
+
+def _parents_of(connection: Connection, child_id: str) -> tuple[Parent, ...]:
+    query = select(parents).where(parents.c.child_id == child_id).order_by(parents.c.position)
+    return tuple(
+        Parent(row.role, ArtifactKind(row.kind), row.parent_id, row.name, row.digest)
+        for row in connection.execute(query)
+    )
+
+
+def _artifact(row: RowMapping, home: Path, its_parents: tuple[Parent, ...]) -> AnyArtifact:
+    keys = ("id", "kind", "name", "digest", "size_bytes", "files", "job_id", "recipe", "metrics", "created_at")
+    body = {key: row[key] for key in keys} | row["facts"]
+    return codec().validate_python(body | {"path": home / row["path"], "parents": its_parents})

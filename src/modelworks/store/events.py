@@ -1,0 +1,72 @@
+"""Events: a job's story, appended only, numbered from 1 without a gap."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+
+from sqlalchemy import Connection, RowMapping, insert, select, update
+
+from modelworks.core.nouns import Event, EventType, JsonObject
+from modelworks.store.database import Database
+from modelworks.store.tables import events, jobs
+
+PAGE = 1000
+
+
+@dataclass(frozen=True, slots=True)
+class NewEvent:
+    at: datetime
+    type: EventType
+    body: JsonObject
+
+
+def append(connection: Connection, job_id: str, new: Sequence[NewEvent]) -> int:
+    """Number and store `new` inside the caller's transaction; return the last number."""
+    last = int(connection.execute(select(jobs.c.last_seq).where(jobs.c.id == job_id)).scalar_one())
+    if new:
+        rows = [
+            {"job_id": job_id, "seq": last + number, "at": event.at, "type": event.type.value, "body": event.body}
+            for number, event in enumerate(new, start=1)
+        ]
+        connection.execute(insert(events), rows)
+        connection.execute(update(jobs).where(jobs.c.id == job_id).values(last_seq=last + len(new)))
+    return last + len(new)
+
+
+def take_over(database: Database, job_id: str, new: Sequence[NewEvent], *, start: int, end: int) -> bool:
+    """Store what stands at bytes `start` to `end` of the job's events.jsonl, once, whoever asks how often."""
+    with database.write() as connection:
+        moved = connection.execute(
+            update(jobs).where(jobs.c.id == job_id, jobs.c.events_offset == start).values(events_offset=end)
+        )
+        if moved.rowcount != 1:
+            return False
+        append(connection, job_id, new)
+        return True
+
+
+def read(database: Database, job_id: str, after: int = 0, limit: int = PAGE) -> list[Event]:
+    """Return up to `limit` events with numbers above `after`, in order."""
+    query = select(events).where(events.c.job_id == job_id, events.c.seq > after).order_by(events.c.seq).limit(limit)
+    with database.read() as connection:
+        rows = connection.execute(query).mappings().all()
+    return [_event(row) for row in rows]
+
+
+def last_of_type(database: Database, job_id: str, type_: EventType) -> Event | None:
+    """Return the newest event of one type, e.g. the latest progress."""
+    query = (
+        select(events)
+        .where(events.c.job_id == job_id, events.c.type == type_.value)
+        .order_by(events.c.seq.desc())
+        .limit(1)
+    )
+    with database.read() as connection:
+        row = connection.execute(query).mappings().first()
+    return None if row is None else _event(row)
+
+
+def _event(row: RowMapping) -> Event:
+    return Event(job_id=row["job_id"], seq=row["seq"], at=row["at"], type=EventType(row["type"]), body=row["body"])

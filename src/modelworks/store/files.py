@@ -1,0 +1,92 @@
+"""Content-addressed folders: staged, fsynced, then published by one rename; read-only from then on."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from modelworks.core.errors import OutOfSpace
+from modelworks.core.nouns import ArtifactKind
+
+SHELVES = {ArtifactKind.DATASET: "datasets", ArtifactKind.MODEL: "models", ArtifactKind.ADAPTER: "adapters"}
+# Below this the machine itself suffers; nothing new is started.
+LEAST_FREE_BYTES = 2 << 30
+
+
+def place_of(home: Path, kind: ArtifactKind, digest: str) -> Path:
+    return home / SHELVES[kind] / digest[:2] / digest
+
+
+def settle(staged: Path, place: Path) -> None:
+    """Move a staged, fsynced folder to its content address. Doing it again, or finding it there, is fine."""
+    if place.exists():
+        shutil.rmtree(staged, ignore_errors=True)
+        return
+    place.parent.mkdir(parents=True, exist_ok=True)
+    staged.rename(place)
+    for path in place.rglob("*"):
+        if path.is_file():
+            path.chmod(0o444)
+    sync_folder(place.parent)
+
+
+def sync_tree(folder: Path) -> None:
+    """Flush every file and folder under `folder`, and itself, to the disk."""
+    for path in sorted(folder.rglob("*"), reverse=True):
+        if path.is_file():
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
+        elif path.is_dir():
+            sync_folder(path)
+    sync_folder(folder)
+
+
+def sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Replace `path` by one rename: a reader sees the old or the new whole, never a part."""
+    partial = path.with_name(f".{path.name}.partial")
+    with partial.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    partial.rename(path)
+    sync_folder(path.parent)
+
+
+def discard(folder: Path) -> None:
+    """Remove a published folder: first out of sight by a rename, then for good."""
+    doomed = folder.with_name(f".{folder.name}.removed")
+    folder.rename(doomed)
+    shutil.rmtree(doomed)
+
+
+def check_space(home: Path, needed_bytes: int) -> None:
+    """Raises OutOfSpace, with both figures, when `needed_bytes` would not leave the machine its reserve."""
+    free = shutil.disk_usage(home).free
+    if free - needed_bytes < LEAST_FREE_BYTES:
+        raise OutOfSpace(
+            f"{needed_bytes / 1e9:.1f} GB needed and {LEAST_FREE_BYTES / 1e9:.1f} GB kept in reserve, "
+            f"but {free / 1e9:.1f} GB free in {home}; free some space or move MODELWORKS_HOME"
+        )
+
+
+@contextmanager
+def told_when_full(home: Path) -> Iterator[None]:
+    """Turn the operating system's "no space left" into our error."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}:
+            raise OutOfSpace(f"no space left in {home}; free some and run it again") from error
+        raise

@@ -1,0 +1,280 @@
+"""Queries on jobs and runs: one function a verb, one transaction each, every move conditional on state and run."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from datetime import datetime
+
+from sqlalchemy import Connection, RowMapping, Select, insert, or_, select, update
+
+from modelworks.core import clock
+from modelworks.core.errors import Conflict, NotFound
+from modelworks.core.ids import new_id
+from modelworks.core.nouns import Artifact, EventType, Failure, Job, JsonObject
+from modelworks.core.states import JobState
+from modelworks.store import catalog, events
+from modelworks.store.database import Database
+from modelworks.store.events import NewEvent
+from modelworks.store.tables import job_aliases, jobs, runs
+
+# A waiting job gains one priority a quarter of an hour, so that nothing waits for ever.
+AGEING_SECONDS = 900
+
+
+@dataclass(frozen=True, kw_only=True)
+class NewJob:
+    kind: str
+    spec: JsonObject
+    inputs: JsonObject
+    needs: dict[str, int]
+    priority: int = 0
+    idempotency_key: str | None = None
+    aliases: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Claim:
+    """A job taken by a worker: its fence is `job.runs`."""
+
+    job: Job
+    inputs: JsonObject
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ending:
+    """How a job ends. `artifacts` become visible in the same transaction as the state."""
+
+    state: JobState
+    result: JsonObject | None = None
+    failure: Failure | None = None
+    artifacts: tuple[catalog.Publication, ...] = ()
+
+
+def insert_job(database: Database, new: NewJob) -> Job:
+    """Accept a job, or return the one that the same idempotency key made before.
+
+    Raises:
+        Conflict: the key was used for another request.
+    """
+    with database.write() as connection:
+        if new.idempotency_key is not None:
+            earlier = _first(connection, select(jobs).where(jobs.c.idempotency_key == new.idempotency_key))
+            if earlier is not None:
+                return _same_request(connection, earlier, new)
+        job_id = new_id()
+        connection.execute(
+            insert(jobs).values(
+                id=job_id, kind=new.kind, spec=new.spec, inputs=new.inputs, state=JobState.QUEUED.value,
+                priority=new.priority, needs=new.needs, runs=0, cancel_requested=False, last_seq=0, events_offset=0,
+                idempotency_key=new.idempotency_key, not_before=clock.now(), created_at=clock.now(),
+            )
+        )  # fmt: skip
+        for alias in new.aliases:
+            connection.execute(insert(job_aliases).values(alias=alias, job_id=job_id))
+        _tell_state(connection, job_id, JobState.QUEUED)
+        return _get(connection, job_id)
+
+
+def get_job(database: Database, id_or_alias: str) -> Job:
+    """Raises NotFound when there is no such job."""
+    with database.read() as connection:
+        return _get(connection, id_or_alias)
+
+
+def list_jobs(
+    database: Database,
+    *,
+    states: Sequence[JobState] = (),
+    kind: str | None = None,
+    before: str | None = None,
+    limit: int = 100,
+) -> list[Job]:
+    """Newest first; `before` is the id that the last page ended with."""
+    query = select(jobs).order_by(jobs.c.id.desc()).limit(limit)
+    if states:
+        query = query.where(jobs.c.state.in_([state.value for state in states]))
+    if kind:
+        query = query.where(jobs.c.kind == kind)
+    if before:
+        query = query.where(jobs.c.id < before)
+    with database.read() as connection:
+        rows = connection.execute(query).mappings().all()
+        aliases = _aliases_of(connection, [row["id"] for row in rows])
+    return [_job(row, aliases.get(row["id"], ())) for row in rows]
+
+
+def running(database: Database) -> list[Claim]:
+    """Every job in state running: what a worker that starts has to look after."""
+    with database.read() as connection:
+        rows = connection.execute(select(jobs).where(jobs.c.state == JobState.RUNNING.value)).mappings().all()
+    return [Claim(job=_job(row), inputs=row["inputs"]) for row in rows]
+
+
+def claim(database: Database, capacity: Mapping[str, int]) -> Claim | None:
+    """Take the queued job of highest priority, oldest first, that fits into the free slots, and open its next run."""
+    now = clock.now()
+    with database.write() as connection:
+        free = _free_slots(connection, capacity)
+        ready = select(jobs).where(jobs.c.state == JobState.QUEUED.value, jobs.c.not_before <= now)
+        rows = connection.execute(ready.with_for_update(skip_locked=True)).mappings().all()
+        for row in sorted(rows, key=lambda row: (-_aged(row, now), row["id"])):
+            if all(free.get(resource, 0) >= units for resource, units in row["needs"].items()):
+                return _open_run(connection, row, now)
+    return None
+
+
+def lose_run(database: Database, job_id: str, run: int, *, reason: str, not_before: datetime) -> bool:
+    """Put a job whose runner died back into the queue."""
+    with database.write() as connection:
+        moved = _move(connection, job_id, run, JobState.QUEUED, not_before=not_before)
+        if moved:
+            _close_run(connection, job_id, run, "lost", reason)
+            _tell_state(connection, job_id, JobState.QUEUED, reason=reason)
+        return moved
+
+
+def end_job(database: Database, job_id: str, run: int, ending: Ending) -> bool:
+    """End a running job if `run` is still its newest: state, result, artifacts and event in one transaction."""
+    with database.write() as connection:
+        moved = _move(
+            connection, job_id, run, ending.state, result=ending.result, finished_at=clock.now(),
+            error=asdict(ending.failure) if ending.failure else None,
+        )  # fmt: skip
+        if moved:
+            for publication in ending.artifacts:
+                _tell_artifact(connection, job_id, catalog.publish(connection, publication))
+            _close_run(connection, job_id, run, ending.state.value, ending.failure.message if ending.failure else None)
+            reason = {"reason": ending.failure.message} if ending.failure else {}
+            _tell_state(connection, job_id, ending.state, **reason)
+        return moved
+
+
+def request_cancel(database: Database, id_or_alias: str) -> Job:
+    """Cancel a queued job at once, ask a running one to stop, leave an ended one as it is; return what is true now."""
+    with database.write() as connection:
+        job = _get(connection, id_or_alias)
+        if job.state is JobState.QUEUED:
+            values = {"state": JobState.CANCELLED.value, "finished_at": clock.now(), "cancel_requested": True}
+            connection.execute(update(jobs).where(jobs.c.id == job.id).values(values))
+            _tell_state(connection, job.id, JobState.CANCELLED)
+        elif job.state is JobState.RUNNING and not job.cancel_requested:
+            connection.execute(update(jobs).where(jobs.c.id == job.id).values(cancel_requested=True))
+            body: JsonObject = {"message": "cancel requested", "level": "info"}
+            events.append(connection, job.id, [NewEvent(clock.now(), EventType.LOG, body)])
+        return _get(connection, job.id)
+
+
+def events_offset(database: Database, job_id: str) -> int:
+    """How many bytes of the job's events.jsonl have been taken over."""
+    with database.read() as connection:
+        return int(connection.execute(select(jobs.c.events_offset).where(jobs.c.id == job_id)).scalar_one())
+
+
+def last_seqs(database: Database, job_ids: Sequence[str]) -> dict[str, int]:
+    """The number of each job's newest event."""
+    with database.read() as connection:
+        rows = connection.execute(select(jobs.c.id, jobs.c.last_seq).where(jobs.c.id.in_(job_ids))).all()
+    return {row.id: row.last_seq for row in rows}
+
+
+def queued_names(database: Database) -> list[Job]:
+    """Jobs that are not ended: what may still publish a name."""
+    return list_jobs(database, states=(JobState.QUEUED, JobState.RUNNING), limit=10_000)
+
+
+def _free_slots(connection: Connection, capacity: Mapping[str, int]) -> dict[str, int]:
+    free = dict(capacity)
+    query = select(jobs.c.needs).where(jobs.c.state == JobState.RUNNING.value)
+    for needs in connection.execute(query).scalars():
+        for resource, units in needs.items():
+            free[resource] = free.get(resource, 0) - units
+    return free
+
+
+def _aged(row: RowMapping, now: datetime) -> int:
+    waited = (now - row["created_at"]).total_seconds()
+    return int(row["priority"] + waited // AGEING_SECONDS)
+
+
+def _open_run(connection: Connection, row: RowMapping, now: datetime) -> Claim:
+    number = row["runs"] + 1
+    values = {"state": JobState.RUNNING.value, "runs": number, "started_at": row["started_at"] or now}
+    connection.execute(update(jobs).where(jobs.c.id == row["id"]).values(values))
+    connection.execute(insert(runs).values(job_id=row["id"], number=number, started_at=now))
+    _tell_state(connection, row["id"], JobState.RUNNING, run=number)
+    return Claim(job=_get(connection, row["id"]), inputs=row["inputs"])
+
+
+def _move(connection: Connection, job_id: str, run: int, state: JobState, **values: object) -> bool:
+    """Change state only from running and only for the newest run: the fence."""
+    guarded = update(jobs).where(jobs.c.id == job_id, jobs.c.state == JobState.RUNNING.value, jobs.c.runs == run)
+    return connection.execute(guarded.values(state=state.value, **values)).rowcount == 1
+
+
+def _close_run(connection: Connection, job_id: str, run: int, outcome: str, reason: str | None) -> None:
+    this = update(runs).where(runs.c.job_id == job_id, runs.c.number == run)
+    connection.execute(this.values(outcome=outcome, reason=reason, ended_at=clock.now()))
+
+
+def _tell_state(connection: Connection, job_id: str, state: JobState, **facts: str | int) -> None:
+    events.append(connection, job_id, [NewEvent(clock.now(), EventType.STATE, {"state": state.value, **facts})])
+
+
+def _tell_artifact(connection: Connection, job_id: str, artifact: Artifact) -> None:
+    body: JsonObject = {"id": artifact.id, "name": artifact.name, "size_bytes": artifact.size_bytes}
+    events.append(connection, job_id, [NewEvent(clock.now(), EventType.ARTIFACT, body)])
+
+
+def _same_request(connection: Connection, earlier: RowMapping, new: NewJob) -> Job:
+    if _request_digest(earlier["kind"], earlier["spec"]) != _request_digest(new.kind, new.spec):
+        raise Conflict(
+            f"idempotency key {new.idempotency_key!r} was used for job {earlier['id']} with another request; "
+            "use a new key for a new request"
+        )
+    return _get(connection, earlier["id"])
+
+
+def _request_digest(kind: str, spec: JsonObject) -> str:
+    return hashlib.sha256(f"{kind} {json.dumps(spec, sort_keys=True)}".encode()).hexdigest()
+
+
+def _get(connection: Connection, id_or_alias: str) -> Job:
+    alias = select(job_aliases.c.job_id).where(job_aliases.c.alias == id_or_alias).scalar_subquery()
+    row = _first(connection, select(jobs).where(or_(jobs.c.id == id_or_alias, jobs.c.id == alias)))
+    if row is None:
+        raise NotFound(f"no job {id_or_alias!r}; `modelworks jobs ls` lists them")
+    return _job(row, _aliases_of(connection, [row["id"]]).get(row["id"], ()))
+
+
+def _first(connection: Connection, query: Select[tuple[object, ...]]) -> RowMapping | None:
+    return connection.execute(query).mappings().first()
+
+
+def _aliases_of(connection: Connection, ids: Sequence[str]) -> dict[str, tuple[str, ...]]:
+    found: dict[str, tuple[str, ...]] = {}
+    for row in connection.execute(select(job_aliases).where(job_aliases.c.job_id.in_(ids)).order_by("alias")):
+        found[row.job_id] = (*found.get(row.job_id, ()), row.alias)
+    return found
+
+
+def _job(row: RowMapping, aliases: tuple[str, ...] = ()) -> Job:
+    error = row["error"]
+    return Job(
+        id=row["id"], kind=row["kind"], spec=row["spec"], state=JobState(row["state"]), priority=row["priority"],
+        needs=row["needs"], runs=row["runs"], cancel_requested=row["cancel_requested"],
+        idempotency_key=row["idempotency_key"], aliases=aliases, result=row["result"],
+        error=_failure(error) if error else None,
+        created_at=row["created_at"], started_at=row["started_at"], finished_at=row["finished_at"],
+    )  # fmt: skip
+
+
+def _failure(error: Mapping[str, object]) -> Failure:
+    problems = error["problems"]
+    return Failure(
+        code=str(error["code"]),
+        message=str(error["message"]),
+        problems=tuple(str(problem) for problem in problems) if isinstance(problems, list) else (),
+    )
