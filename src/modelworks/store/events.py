@@ -24,7 +24,8 @@ class NewEvent:
 
 def append(connection: Connection, job_id: str, new: Sequence[NewEvent]) -> int:
     """Number and store `new` inside the caller's transaction; return the last number."""
-    last = int(connection.execute(select(jobs.c.last_seq).where(jobs.c.id == job_id)).scalar_one())
+    row = select(jobs.c.last_seq).where(jobs.c.id == job_id).with_for_update()
+    last = int(connection.execute(row).scalar_one())
     if new:
         rows = [
             {"job_id": job_id, "seq": last + number, "at": event.at, "type": event.type.value, "body": event.body}

@@ -1,0 +1,1 @@
+"""Where a runner runs: one file a kind."""

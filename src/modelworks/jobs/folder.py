@@ -1,0 +1,170 @@
+"""A job's folder: spec.json, events.jsonl, stdout.log, checkpoints/, staged/, exit.json, and the lock a runner holds.
+
+The lock is the only sign of life: it is taken before the runner exists, inherited by it, and freed by the kernel
+when the last process of the run is gone, whatever killed it.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import shutil
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import psutil
+
+from modelworks.core.nouns import Failure, FileEntry, JsonObject, JsonValue
+from modelworks.store.files import write_atomically
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunOrder:
+    """What a runner is told: spec.json."""
+
+    job_id: str
+    kind: str
+    run: int
+    spec: JsonObject
+    # Name in the spec -> the artifact as JSON.
+    inputs: JsonObject
+
+
+@dataclass(frozen=True, kw_only=True)
+class StagedDraft:
+    """A Draft, hashed and flushed, waiting in `staged/` for the server to publish it."""
+
+    kind: str
+    name: str
+    folder: str
+    digest: str
+    files: tuple[FileEntry, ...]
+    facts: JsonObject
+    parents: tuple[JsonObject, ...]
+    recipe: JsonObject
+    metrics: dict[str, float]
+    replace: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunReport:
+    """How a run ended: exit.json, written last. `outcome` is succeeded, failed or cancelled."""
+
+    run: int
+    outcome: str
+    result: JsonObject | None = None
+    failure: Failure | None = None
+    drafts: tuple[StagedDraft, ...] = ()
+
+
+@dataclass(frozen=True)
+class JobFolder:
+    path: Path
+
+    @property
+    def spec(self) -> Path:
+        return self.path / "spec.json"
+
+    @property
+    def events(self) -> Path:
+        return self.path / "events.jsonl"
+
+    @property
+    def stdout(self) -> Path:
+        return self.path / "stdout.log"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    @property
+    def staged(self) -> Path:
+        return self.path / "staged"
+
+    @property
+    def exit(self) -> Path:
+        return self.path / "exit.json"
+
+    @property
+    def lock(self) -> Path:
+        return self.path / "lock"
+
+    @property
+    def process(self) -> Path:
+        return self.path / "process.json"
+
+    def prepare(self, order: RunOrder) -> None:
+        """Make the folder ready for a run: nothing of an earlier one remains but checkpoints, events and logs."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(self.staged, ignore_errors=True)
+        self.exit.unlink(missing_ok=True)
+        self.process.unlink(missing_ok=True)
+        write_atomically(self.spec, json.dumps(asdict(order)).encode())
+
+    def read_order(self) -> RunOrder:
+        return RunOrder(**json.loads(self.spec.read_bytes()))
+
+    def write_report(self, report: RunReport) -> None:
+        write_atomically(self.exit, json.dumps(asdict(report)).encode())
+
+    def read_report(self, run: int) -> RunReport | None:
+        """Return what run number `run` wrote as its last act, or None if it did not get that far."""
+        try:
+            body = json.loads(self.exit.read_bytes())
+        except FileNotFoundError:
+            return None
+        if body["run"] != run:
+            return None
+        failure = Failure(**body["failure"]) if body["failure"] else None
+        drafts = tuple(_staged_draft(draft) for draft in body["drafts"])
+        return RunReport(run=run, outcome=body["outcome"], result=body["result"], failure=failure, drafts=drafts)
+
+    def take_lock(self) -> int | None:
+        """Return a descriptor that holds the lock, or None when a run holds it."""
+        descriptor = os.open(self.lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(descriptor)
+            return None
+        return descriptor
+
+    def is_locked(self) -> bool:
+        if not self.lock.exists():
+            return False
+        descriptor = self.take_lock()
+        if descriptor is None:
+            return True
+        os.close(descriptor)
+        return False
+
+    def tail(self, lines: int) -> str:
+        """The last lines that the runner printed: the end of a bug report."""
+        if not self.stdout.exists():
+            return ""
+        with self.stdout.open("rb") as file:
+            file.seek(max(0, self.stdout.stat().st_size - 16_384))
+            text = file.read().decode(errors="replace")
+        return "\n".join(text.splitlines()[-lines:])
+
+    def clean(self, *, keep_checkpoints: bool) -> None:
+        """Remove what an ended job no longer needs."""
+        shutil.rmtree(self.staged, ignore_errors=True)
+        if not keep_checkpoints:
+            shutil.rmtree(self.checkpoints, ignore_errors=True)
+
+
+def describe_process() -> bytes:
+    """What a runner writes into process.json at its start, so that another server can find it again."""
+    return json.dumps(
+        {"pid": os.getpid(), "boot": psutil.boot_time(), "started": psutil.Process().create_time()}
+    ).encode()
+
+
+def _staged_draft(body: dict[str, JsonValue]) -> StagedDraft:
+    files = body.pop("files")
+    if not isinstance(files, list):
+        raise TypeError(f"files: {files!r}")
+    entries = tuple(FileEntry(**file) for file in files if isinstance(file, dict))  # type: ignore[arg-type]  # our JSON
+    return StagedDraft(files=entries, **body)  # type: ignore[arg-type]  # our own JSON, written by asdict

@@ -1,0 +1,46 @@
+"""What to do with a run, decided from what can be seen of it: the same at every look and after every restart."""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta
+from enum import Enum, auto
+
+from modelworks.core.nouns import Failure
+from modelworks.jobs.folder import RunReport
+
+
+class Action(Enum):
+    WAIT = auto()
+    """The run goes on."""
+    FINISH = auto()
+    """It wrote how it ended."""
+    CANCEL = auto()
+    """It died after somebody asked it to stop: that is an end, not a loss."""
+    RUN_AGAIN = auto()
+    """It died; its job goes back to the queue."""
+    GIVE_UP = auto()
+    """It died, as often as we allow."""
+
+
+def decide(*, alive: bool, report: RunReport | None, cancel_requested: bool, runs: int, max_runs: int) -> Action:
+    """An alive run may still be writing: only a dead one's report counts, so nothing is published twice."""
+    if alive:
+        return Action.WAIT
+    if report is not None:
+        return Action.FINISH
+    if cancel_requested:
+        return Action.CANCEL
+    return Action.RUN_AGAIN if runs < max_runs else Action.GIVE_UP
+
+
+def next_start(now: datetime, runs: int, delay_seconds: float) -> datetime:
+    """The delay doubles with each run, up to ten minutes."""
+    return now + timedelta(seconds=min(600.0, delay_seconds * 2 ** (runs - 1)))
+
+
+def died(runs: int, tail: str) -> Failure:
+    last = f"; it last printed:\n{tail}" if tail else "; it printed nothing"
+    return Failure(
+        code="runner_died",
+        message=f"the runner died {runs} times without saying why (killed, or out of memory){last}",
+    )

@@ -1,0 +1,211 @@
+"""The worker: takes queued jobs, starts or adopts their runs, takes over their events, and records how they end.
+
+One step of the loop looks at everything once. Killing the server between any two statements loses nothing: what a
+step does is either one database transaction or can be done again.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from modelworks.core import clock
+from modelworks.core.clock import from_iso
+from modelworks.core.errors import ModelworksError
+from modelworks.core.ids import new_id
+from modelworks.core.nouns import AnyArtifact, ArtifactKind, EventType, Failure, Job, JsonObject, JsonValue
+from modelworks.core.states import JobState
+from modelworks.jobs.executor import Executor
+from modelworks.jobs.folder import JobFolder, RunOrder, RunReport, StagedDraft
+from modelworks.jobs.recovery import Action, decide, died, next_start
+from modelworks.store import catalog, events, files
+from modelworks.store import jobs as queue
+from modelworks.store.database import Database
+from modelworks.store.events import NewEvent
+
+logger = logging.getLogger(__name__)
+STEP_SECONDS = 0.1
+EVENTS_AT_ONCE_BYTES = 1 << 20
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorkerSettings:
+    home: Path
+    slots: Mapping[str, int]
+    max_runs: int
+    retry_delay_seconds: float
+    cancel_grace_seconds: float
+
+
+@dataclass
+class Worker:
+    """Runs `step` for ever in a thread of its own. Only one worker may look after a workspace at a time."""
+
+    database: Database
+    executor: Executor
+    settings: WorkerSettings
+    # Called with a job's id when it has new events, from the worker's thread.
+    notify: Callable[[str], None] = lambda _job_id: None
+    _kill_at: dict[str, float] = field(default_factory=dict)
+    _stopping: threading.Event = field(default_factory=threading.Event)
+    _thread: threading.Thread | None = None
+
+    def start(self) -> None:
+        self._thread = threading.Thread(target=self._run, name="worker", daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Stop looking after jobs; runs go on and are adopted by the next worker."""
+        self._stopping.set()
+        if self._thread is not None:
+            self._thread.join()
+
+    def step(self) -> None:
+        """Look at every running job once, then fill the free slots."""
+        for claim in queue.running(self.database):
+            self._look_after(claim)
+        while (claim_ := queue.claim(self.database, self.settings.slots)) is not None:
+            self._start(claim_)
+
+    def folder(self, job_id: str) -> JobFolder:
+        return JobFolder(self.settings.home / "jobs" / job_id)
+
+    def _run(self) -> None:
+        while not self._stopping.wait(STEP_SECONDS):
+            try:
+                self.step()
+            except ModelworksError as error:
+                # A locked database or a full disk: said, and tried again at the next step.
+                logger.warning("worker step failed", extra={"reason": error.message})
+                self._stopping.wait(1)
+            except Exception:
+                # The worker must outlive a bug in one step, or every job of the workspace stands still.
+                logger.exception("worker step failed")
+                self._stopping.wait(1)
+
+    def _start(self, claim: queue.Claim) -> None:
+        job, folder = claim.job, self.folder(claim.job.id)
+        folder.prepare(RunOrder(job_id=job.id, kind=job.kind, run=job.runs, spec=job.spec, inputs=claim.inputs))
+        self.executor.start(folder)
+        self.notify(job.id)
+        logger.info("run started", extra={"job": job.id, "run": job.runs, "kind": job.kind})
+
+    def _look_after(self, claim: queue.Claim) -> None:
+        job, folder = claim.job, self.folder(claim.job.id)
+        # Alive first, then the events: what a dead run wrote is complete when we read it.
+        alive = self.executor.is_alive(folder)
+        self._take_events(job.id, folder, until_end=not alive)
+        report = None if alive else folder.read_report(job.runs)
+        action = decide(
+            alive=alive, report=report, cancel_requested=job.cancel_requested, runs=job.runs,
+            max_runs=self.settings.max_runs,
+        )  # fmt: skip
+        if action is Action.WAIT:
+            self._press(job, folder)
+            return
+        self.executor.kill(folder)
+        if action is Action.FINISH and report is not None:
+            self._end(job, folder, self._ending(job, folder, report))
+        elif action is Action.CANCEL:
+            self._end(job, folder, queue.Ending(state=JobState.CANCELLED))
+        elif action is Action.GIVE_UP:
+            failure = died(job.runs, folder.tail(20))
+            self._end(job, folder, queue.Ending(state=JobState.FAILED, failure=failure))
+        else:
+            self._lose(job)
+
+    def _press(self, job: Job, folder: JobFolder) -> None:
+        """Ask a cancelled run to stop, and end it by force when its grace is over."""
+        if not job.cancel_requested:
+            return
+        if job.id not in self._kill_at:
+            self._kill_at[job.id] = time.monotonic() + self.settings.cancel_grace_seconds
+        if time.monotonic() < self._kill_at[job.id]:
+            self.executor.ask_to_stop(folder)
+        else:
+            self.executor.kill(folder)
+
+    def _lose(self, job: Job) -> None:
+        start = next_start(clock.now(), job.runs, self.settings.retry_delay_seconds)
+        reason = f"run {job.runs} died; the job goes on from its last checkpoint or starts again"
+        queue.lose_run(self.database, job.id, job.runs, reason=reason, not_before=start)
+        self.notify(job.id)
+        logger.warning("run lost", extra={"job": job.id, "run": job.runs})
+
+    def _end(self, job: Job, folder: JobFolder, ending: queue.Ending) -> None:
+        queue.end_job(self.database, job.id, job.runs, ending)
+        folder.clean(keep_checkpoints=ending.state is JobState.FAILED)
+        self._kill_at.pop(job.id, None)
+        self.notify(job.id)
+        logger.info("job ended", extra={"job": job.id, "state": ending.state.value})
+
+    def _ending(self, job: Job, folder: JobFolder, report: RunReport) -> queue.Ending:
+        if report.outcome == "cancelled":
+            return queue.Ending(state=JobState.CANCELLED)
+        if report.outcome == "failed":
+            return queue.Ending(state=JobState.FAILED, failure=report.failure)
+        try:
+            published = tuple(self._publish(job, folder, draft) for draft in report.drafts)
+        except FileNotFoundError as error:
+            failure = Failure(code="output_lost", message=f"the run's output is not where it left it: {error}")
+            return queue.Ending(state=JobState.FAILED, failure=failure)
+        return queue.Ending(state=JobState.SUCCEEDED, result=report.result, artifacts=published)
+
+    def _publish(self, job: Job, folder: JobFolder, draft: StagedDraft) -> catalog.Publication:
+        """Move a draft to its content address; it becomes visible with the transaction that ends the job."""
+        kind = ArtifactKind(draft.kind)
+        place = files.place_of(self.settings.home, kind, draft.digest)
+        files.settle(folder.path / draft.folder, place)
+        artifact = make_artifact(draft, place, job_id=job.id)
+        return catalog.Publication(artifact=artifact, home=self.settings.home, replace=draft.replace)
+
+    def _take_events(self, job_id: str, folder: JobFolder, *, until_end: bool) -> None:
+        while True:
+            start = queue.events_offset(self.database, job_id)
+            end, new = _read_events(folder.events, start)
+            if end == start:
+                return
+            events.take_over(self.database, job_id, new, start=start, end=end)
+            self.notify(job_id)
+            if not until_end:
+                return
+
+
+def make_artifact(draft: StagedDraft, place: Path, *, job_id: str | None) -> AnyArtifact:
+    """The artifact that a settled draft becomes."""
+    body: dict[str, JsonValue] = {
+        "id": new_id(), "kind": draft.kind, "name": draft.name, "digest": draft.digest, "path": str(place),
+        "size_bytes": sum(file.size_bytes for file in draft.files), "job_id": job_id, "recipe": draft.recipe,
+        "created_at": clock.to_iso(clock.now()),
+    }  # fmt: skip
+    details = {"files": draft.files, "parents": draft.parents, "metrics": draft.metrics}
+    return catalog.codec().validate_python(body | draft.facts | details)
+
+
+def _read_events(path: Path, start: int) -> tuple[int, list[NewEvent]]:
+    """The whole lines from byte `start` on, and where they end; a half-written last line is left for later."""
+    if not path.exists():
+        return start, []
+    with path.open("rb") as file:
+        file.seek(start)
+        data = file.read(EVENTS_AT_ONCE_BYTES)
+    whole = data[: data.rfind(b"\n") + 1]
+    return start + len(whole), [event for line in whole.splitlines() if (event := _parse_event(line)) is not None]
+
+
+def _parse_event(line: bytes) -> NewEvent | None:
+    try:
+        body: JsonObject = json.loads(line)
+        inner = body["body"]
+        if not isinstance(inner, dict):
+            raise ValueError("body is not an object")
+        return NewEvent(from_iso(str(body["at"])), EventType(str(body["type"])), inner)
+    except (ValueError, KeyError, TypeError):
+        # Only a machine that lost its power leaves such a line.
+        logger.warning("unreadable event skipped", extra={"line": line[:200].decode(errors="replace")})
+        return None
