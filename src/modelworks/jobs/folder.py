@@ -6,7 +6,6 @@ when the last process of the run is gone, whatever killed it.
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import shutil
@@ -16,7 +15,7 @@ from pathlib import Path
 import psutil
 
 from modelworks.core.nouns import Failure, FileEntry, JsonObject, JsonValue
-from modelworks.store.files import write_atomically
+from modelworks.store.files import try_lock, write_atomically
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,13 +121,7 @@ class JobFolder:
 
     def take_lock(self) -> int | None:
         """Return a descriptor that holds the lock, or None when a run holds it."""
-        descriptor = os.open(self.lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            os.close(descriptor)
-            return None
-        return descriptor
+        return try_lock(self.lock)
 
     def is_locked(self) -> bool:
         if not self.lock.exists():

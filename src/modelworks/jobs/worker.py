@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -44,7 +45,10 @@ class WorkerSettings:
 
 @dataclass
 class Worker:
-    """Runs `step` for ever in a thread of its own. Only one worker may look after a workspace at a time."""
+    """Runs `step` for ever in a thread of its own.
+
+    Of all the workers on a workspace only the one that holds its lock looks after jobs; the others wait for it.
+    """
 
     database: Database
     executor: Executor
@@ -76,6 +80,9 @@ class Worker:
         return JobFolder(self.settings.home / "jobs" / job_id)
 
     def _run(self) -> None:
+        lock = None
+        while lock is None and not self._stopping.wait(STEP_SECONDS):
+            lock = files.try_lock(self.settings.home / "worker.lock")
         while not self._stopping.wait(STEP_SECONDS):
             try:
                 self.step()
@@ -87,6 +94,8 @@ class Worker:
                 # The worker must outlive a bug in one step, or every job of the workspace stands still.
                 logger.exception("worker step failed")
                 self._stopping.wait(1)
+        if lock is not None:
+            os.close(lock)
 
     def _start(self, claim: queue.Claim) -> None:
         job, folder = claim.job, self.folder(claim.job.id)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import shutil
 from collections.abc import Iterator
@@ -69,6 +70,20 @@ def discard(folder: Path) -> None:
     doomed = folder.with_name(f".{folder.name}.removed")
     folder.rename(doomed)
     shutil.rmtree(doomed)
+
+
+def try_lock(path: Path) -> int | None:
+    """Return a descriptor that holds the lock on `path`, or None when another process holds it.
+
+    The kernel frees it when the last process that has the descriptor is gone, whatever ended it.
+    """
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        return None
+    return descriptor
 
 
 def check_space(home: Path, needed_bytes: int) -> None:

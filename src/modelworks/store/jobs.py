@@ -63,7 +63,7 @@ def insert_job(database: Database, new: NewJob) -> Job:
         if new.idempotency_key is not None:
             earlier = _first(connection, select(jobs).where(jobs.c.idempotency_key == new.idempotency_key))
             if earlier is not None:
-                return _same_request(connection, earlier, new)
+                return _same_request(connection, earlier, new.idempotency_key, new.kind, new.spec)
         job_id = new_id()
         connection.execute(
             insert(jobs).values(
@@ -76,6 +76,17 @@ def insert_job(database: Database, new: NewJob) -> Job:
             connection.execute(insert(job_aliases).values(alias=alias, job_id=job_id))
         _tell_state(connection, job_id, JobState.QUEUED)
         return _get(connection, job_id)
+
+
+def earlier_request(database: Database, key: str, kind: str, spec: JsonObject) -> Job | None:
+    """Return the job that this idempotency key made before.
+
+    Raises:
+        Conflict: it was another request.
+    """
+    with database.read() as connection:
+        row = _first(connection, select(jobs).where(jobs.c.idempotency_key == key))
+        return None if row is None else _same_request(connection, row, key, kind, spec)
 
 
 def get_job(database: Database, id_or_alias: str) -> Job:
@@ -107,10 +118,13 @@ def list_jobs(
 
 
 def running(database: Database) -> list[Claim]:
-    """Every job in state running: what a worker that starts has to look after."""
-    with database.read() as connection:
-        rows = connection.execute(select(jobs).where(jobs.c.state == JobState.RUNNING.value)).mappings().all()
-    return [Claim(job=_job(row), inputs=row["inputs"]) for row in rows]
+    """Every job in state running: what a worker has to look after."""
+    return _claims(database, JobState.RUNNING)
+
+
+def unfinished(database: Database) -> list[Claim]:
+    """Every job that has not ended: what may still publish a name or use an artifact."""
+    return _claims(database, JobState.RUNNING, JobState.QUEUED)
 
 
 def claim(database: Database, capacity: Mapping[str, int]) -> Claim | None:
@@ -180,9 +194,10 @@ def last_seqs(database: Database, job_ids: Sequence[str]) -> dict[str, int]:
     return {row.id: row.last_seq for row in rows}
 
 
-def queued_names(database: Database) -> list[Job]:
-    """Jobs that are not ended: what may still publish a name."""
-    return list_jobs(database, states=(JobState.QUEUED, JobState.RUNNING), limit=10_000)
+def _claims(database: Database, *states: JobState) -> list[Claim]:
+    with database.read() as connection:
+        rows = connection.execute(select(jobs).where(jobs.c.state.in_(states))).mappings().all()
+    return [Claim(job=_job(row), inputs=row["inputs"]) for row in rows]
 
 
 def _free_slots(connection: Connection, capacity: Mapping[str, int]) -> dict[str, int]:
@@ -228,10 +243,10 @@ def _tell_artifact(connection: Connection, job_id: str, artifact: Artifact) -> N
     events.append(connection, job_id, [NewEvent(clock.now(), EventType.ARTIFACT, body)])
 
 
-def _same_request(connection: Connection, earlier: RowMapping, new: NewJob) -> Job:
-    if _request_digest(earlier["kind"], earlier["spec"]) != _request_digest(new.kind, new.spec):
+def _same_request(connection: Connection, earlier: RowMapping, key: str, kind: str, spec: JsonObject) -> Job:
+    if _request_digest(earlier["kind"], earlier["spec"]) != _request_digest(kind, spec):
         raise Conflict(
-            f"idempotency key {new.idempotency_key!r} was used for job {earlier['id']} with another request; "
+            f"idempotency key {key!r} was used for job {earlier['id']} with another request; "
             "use a new key for a new request"
         )
     return _get(connection, earlier["id"])

@@ -1,0 +1,261 @@
+"""The verbs on datasets, models and adapters: what a name means, bringing things in, lineage."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from modelworks.core import clock
+from modelworks.core.config import Settings
+from modelworks.core.errors import Conflict, Invalid, NotFound
+from modelworks.core.hashing import digest_of, list_files
+from modelworks.core.ids import check_name, new_id
+from modelworks.core.nouns import Adapter, AnyArtifact, ArtifactKind, Dataset, JsonObject, Model
+from modelworks.core.paths import inside
+from modelworks.core.registry import nearest
+from modelworks.store import catalog, files
+from modelworks.store.database import Database
+
+if TYPE_CHECKING:
+    from modelworks.data.preview import Preview
+    from modelworks.data.spec import ImportSpec
+
+Shelf = Literal["models", "datasets"]
+ON_MODELS_SHELF = (ArtifactKind.MODEL, ArtifactKind.ADAPTER)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LineageNode:
+    """One artifact in a family tree: how it served its child, what made it, and what it was made from."""
+
+    role: str
+    kind: str
+    name: str
+    id: str
+    digest: str
+    job_id: str | None
+    recipe: JsonObject
+    metrics: dict[str, float]
+    parents: tuple[LineageNode, ...]
+
+
+@dataclass(frozen=True)
+class Catalog:
+    settings: Settings
+    database: Database
+
+    def resolve(self, shelf: Shelf, name: str) -> AnyArtifact:
+        """Say what a name means: a registered name, alias or id; else a folder under an allowed root.
+
+        Raises:
+            NotFound: naming the nearest names, and the hub command for ORG/NAME.
+            Denied: it is a folder outside the allowed roots.
+        """
+        found = catalog.find(self.database, self.settings.home, shelf, name)
+        if found is not None:
+            return found
+        if Path(name).expanduser().is_dir():
+            return self._look_at(self.allowed(Path(name)))
+        known = catalog.list_names(self.database, shelf)
+        hub = f"; from the hub: modelworks pull {name}" if shelf == "models" and "/" in name else ""
+        raise NotFound(f"no {shelf.removesuffix('s')} is called {name!r}; {nearest(name, known)}{hub}")
+
+    def model(self, name: str) -> Model | Adapter:
+        found = self.resolve("models", name)
+        if isinstance(found, Dataset):
+            raise NotFound(f"{name!r} is a dataset, not a model")
+        return found
+
+    def dataset(self, name: str) -> Dataset:
+        found = self.resolve("datasets", name)
+        if not isinstance(found, Dataset):
+            raise NotFound(f"{name!r} is a {found.kind}, not a dataset")
+        return found
+
+    def base_of(self, adapter: Adapter) -> Model:
+        """The model an adapter was trained on.
+
+        Raises:
+            NotFound: it is no longer here.
+        """
+        for found in (
+            catalog.find(self.database, self.settings.home, "models", adapter.base),
+            catalog.find(self.database, self.settings.home, "models", adapter.base_name),
+        ):
+            if isinstance(found, Model) and found.digest == adapter.base_digest:
+                return found
+        raise NotFound(f"{adapter.name} needs its base {adapter.base_name}, which is not here; pull or add it")
+
+    def list(self, shelf: Shelf) -> list[AnyArtifact]:
+        kinds = ON_MODELS_SHELF if shelf == "models" else (ArtifactKind.DATASET,)
+        return catalog.list_artifacts(self.database, self.settings.home, kinds)
+
+    def servable(self) -> list[Model | Adapter]:
+        return [found for found in self.list("models") if not isinstance(found, Dataset)]
+
+    def check_free(self, shelf: Shelf, name: str, *, replace: bool) -> None:
+        """Raises Conflict when `name` is in use and may not be taken over, Invalid when it is no name."""
+        check_name(name)
+        if not replace and name in catalog.list_names(self.database, shelf):
+            raise Conflict(f"{name!r} exists already; choose another name or say --replace")
+
+    def unused_name(self, shelf: Shelf, wanted: str) -> str:
+        names = catalog.list_names(self.database, shelf)
+        number, name = 2, wanted
+        while name in names:
+            number, name = number + 1, f"{wanted}-{number}"
+        return check_name(name)
+
+    def upload(self, source: Path, spec: ImportSpec) -> tuple[Dataset, JsonObject]:
+        """Import a file of rows; return the dataset and the report of the import. Blocks."""
+        from modelworks.data.importer import import_file
+
+        name = spec.name or source.name.split(".")[0]
+        self.check_free("datasets", name, replace=spec.replace)
+        files.check_space(self.settings.home, 2 * source.stat().st_size)
+        recipe: JsonObject = {"source": source.name} | spec.model_dump(mode="json")
+        with self._staging() as folder:
+            report = import_file(source, folder, spec)
+            dataset = self._settle(folder, ArtifactKind.DATASET, name, report.facts, recipe, replace=spec.replace)
+        if not isinstance(dataset, Dataset):
+            raise TypeError(f"{dataset.kind}")
+        return dataset, report.to_json()
+
+    def preview(self, name: str, model: str | None) -> Preview:
+        """Token lengths and a rendered sample of a dataset, as `model` would see it."""
+        from modelworks.data.preview import preview
+
+        folder = None
+        if model is not None:
+            found = self.model(model)
+            folder = (self.base_of(found) if isinstance(found, Adapter) else found).path
+        return preview(self.dataset(name).path, folder)
+
+    def add_model(self, source: Path, name: str, *, replace: bool) -> Model | Adapter:
+        """Copy a checkpoint or adapter folder into the workspace under `name`. Blocks."""
+        from modelworks.weights.safety import check_folder
+
+        source = self.allowed(source)
+        self.check_free("models", name, replace=replace)
+        check_folder(source)
+        kind, facts = self._inspect(source)
+        files.check_space(self.settings.home, sum(file.stat().st_size for file in source.rglob("*") if file.is_file()))
+        with self._staging() as folder:
+            shutil.copytree(source, folder, dirs_exist_ok=True)
+            made = self._settle(folder, kind, name, facts, {"source": str(source)}, replace=replace)
+        if isinstance(made, Dataset):
+            raise TypeError(f"{made.kind}")
+        return made
+
+    def alias(self, name: str, new_name: str) -> AnyArtifact:
+        """Let `new_name` mean what `name` means; a name in use is moved."""
+        found = self.model(name)
+        catalog.point(self.database, found.kind, new_name, found.id)
+        return found
+
+    def remove(self, shelf: Shelf, name: str, in_use: Sequence[str]) -> AnyArtifact:
+        """Forget an artifact and free its disk space.
+
+        Raises:
+            Conflict: a job that goes on uses it (`in_use` holds artifact ids), or an adapter needs it as its base.
+        """
+        found = self.resolve(shelf, name)
+        if found.id in in_use:
+            raise Conflict(f"{name} is used by a job that has not ended; cancel it first")
+        needing = [other.name for other in self.list("models") if isinstance(other, Adapter) and other.base == found.id]
+        if needing:
+            raise Conflict(f"{name} is the base of {', '.join(needing)}; remove those first")
+        if catalog.remove(self.database, found.id) and found.path.exists():
+            files.discard(found.path)
+        return found
+
+    def lineage(self, name: str) -> LineageNode:
+        """The family tree of a model or dataset, back to what was pulled or uploaded."""
+        try:
+            found: AnyArtifact = self.model(name)
+        except NotFound:
+            found = self.dataset(name)
+        return self._node(found, "self")
+
+    def allowed(self, path: Path) -> Path:
+        return inside(path, (self.settings.home, *self.settings.allow_paths))
+
+    def _node(self, artifact: AnyArtifact, role: str) -> LineageNode:
+        parents = []
+        for parent in artifact.parents:
+            found = catalog.get(self.database, self.settings.home, parent.id)
+            if found is not None:
+                parents.append(self._node(found, parent.role))
+            else:
+                note: JsonObject = {"note": "a folder that is not registered"}
+                parents.append(
+                    LineageNode(
+                        role=parent.role,
+                        kind=parent.kind.value,
+                        name=parent.name,
+                        id=parent.id,
+                        job_id=None,
+                        digest=parent.digest,
+                        recipe=note,
+                        metrics={},
+                        parents=(),
+                    )
+                )
+        return LineageNode(
+            role=role, kind=artifact.kind.value, name=artifact.name, id=artifact.id, digest=artifact.digest,
+            job_id=artifact.job_id, recipe=artifact.recipe, metrics=artifact.metrics, parents=tuple(parents),
+        )  # fmt: skip
+
+    def _look_at(self, folder: Path) -> AnyArtifact:
+        """A folder that was never registered, as the artifact it would be."""
+        from modelworks.weights.safety import check_folder
+
+        check_folder(folder)
+        kind, facts = self._inspect(folder)
+        return self._describe(folder, kind, str(folder), facts, {"source": str(folder)})
+
+    def _inspect(self, folder: Path) -> tuple[ArtifactKind, JsonObject]:
+        from modelworks.weights.layout import inspect_adapter, inspect_model, what_is
+
+        if what_is(folder) == "model":
+            return ArtifactKind.MODEL, asdict(inspect_model(folder))
+        facts = asdict(inspect_adapter(folder))
+        base = self.resolve("models", str(facts.pop("base_name")))
+        if not isinstance(base, Model):
+            raise Invalid(f"{folder}: its base {base.name} is not a full model")
+        return ArtifactKind.ADAPTER, facts | {"base": base.id, "base_name": base.name, "base_digest": base.digest}
+
+    def _settle(
+        self, staged: Path, kind: ArtifactKind, name: str, facts: JsonObject, recipe: JsonObject, *, replace: bool
+    ) -> AnyArtifact:
+        listed = list_files(staged)
+        files.sync_tree(staged)
+        place = files.place_of(self.settings.home, kind, digest_of(listed))
+        files.settle(staged, place)
+        artifact = self._describe(place, kind, name, facts, recipe)
+        catalog.add(self.database, catalog.Publication(artifact=artifact, home=self.settings.home, replace=replace))
+        return artifact
+
+    def _describe(
+        self, folder: Path, kind: ArtifactKind, name: str, facts: JsonObject, recipe: JsonObject
+    ) -> AnyArtifact:
+        listed = list_files(folder)
+        body = {
+            "id": new_id(), "kind": kind, "name": name, "digest": digest_of(listed), "path": folder, "files": listed,
+            "size_bytes": sum(file.size_bytes for file in listed), "recipe": recipe, "created_at": clock.now(),
+        }  # fmt: skip
+        return catalog.codec().validate_python(body | facts)
+
+    @contextmanager
+    def _staging(self) -> Iterator[Path]:
+        folder = self.settings.home / "staging" / new_id()
+        folder.mkdir(parents=True)
+        try:
+            with files.told_when_full(self.settings.home):
+                yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)

@@ -1,0 +1,141 @@
+"""The kinds of job: for each its spec, what its names mean, its check before it is accepted, and its craft."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+from modelworks.core.context import JobContext
+from modelworks.core.nouns import AnyArtifact, JsonObject
+from modelworks.core.registry import choose
+from modelworks.core.spec import Spec
+from modelworks.evaluate.spec import EvaluateSpec
+from modelworks.merge.spec import MergeSpec
+from modelworks.train.spec import TrainSpec
+from modelworks.weights.pull import PullSpec
+
+S = TypeVar("S", bound=Spec)
+Inputs = Mapping[str, AnyArtifact]
+
+
+@dataclass(frozen=True, kw_only=True)
+class JobKind(Generic[S]):
+    name: str
+    spec: type[S]
+    # The names in the spec, by shelf: "models" or "datasets".
+    names: Callable[[S], Mapping[str, tuple[str, ...]]]
+    # Raises Invalid with every problem at once, before any work.
+    check: Callable[[S, Inputs], None]
+    run: Callable[[S, JobContext], JsonObject]
+    needs: Mapping[str, int]
+    # What the job will publish under, if anything; a spec without a name gets this one.
+    output_name: Callable[[S], str | None]
+    # Room on the disk, in bytes, beyond a reserve.
+    space: Callable[[S, Inputs], int]
+
+
+def _check_train(spec: TrainSpec, inputs: Inputs) -> None:
+    from modelworks.train.plan import check
+
+    check(spec, inputs)
+
+
+def _run_train(spec: TrainSpec, job: JobContext) -> JsonObject:
+    from modelworks.train.run import run
+
+    return run(spec, job)
+
+
+def _check_merge(spec: MergeSpec, inputs: Inputs) -> None:
+    from modelworks.merge.plan import check
+
+    check(spec, inputs)
+
+
+def _run_merge(spec: MergeSpec, job: JobContext) -> JsonObject:
+    from modelworks.merge.run import run
+
+    return run(spec, job)
+
+
+def _check_evaluate(spec: EvaluateSpec, inputs: Inputs) -> None:
+    from modelworks.evaluate.plan import check
+
+    check(spec, inputs)
+
+
+def _run_evaluate(spec: EvaluateSpec, job: JobContext) -> JsonObject:
+    from modelworks.evaluate.run import run
+
+    return run(spec, job)
+
+
+def _check_pull(spec: PullSpec, _inputs: Inputs) -> None:
+    from modelworks.weights.pull import check
+
+    check(spec)
+
+
+def _run_pull(spec: PullSpec, job: JobContext) -> JsonObject:
+    from modelworks.weights.pull import run
+
+    return run(spec, job)
+
+
+def _short(name: str) -> str:
+    return name.rstrip("/").rsplit("/", 1)[-1]
+
+
+# Any: each kind takes its own spec, and mypy cannot pair a name with a type.
+KINDS: Mapping[str, JobKind[Any]] = {
+    kind.name: kind
+    for kind in (
+        JobKind(
+            name="train",
+            spec=TrainSpec,
+            names=lambda spec: {"models": (spec.model,), "datasets": (spec.dataset,)},
+            check=_check_train,
+            run=_run_train,
+            needs={"cpu": 1},
+            output_name=lambda spec: spec.name or f"{_short(spec.model)}-{_short(spec.dataset)}",
+            # Checkpoints hold weights and optimizer; three times the model is never too little for a full fine-tune.
+            space=lambda spec, inputs: 3 * inputs[spec.model].size_bytes,
+        ),
+        JobKind(
+            name="merge",
+            spec=MergeSpec,
+            names=lambda spec: {"models": (*((spec.base,) if spec.base else ()), *spec.models)},
+            check=_check_merge,
+            run=_run_merge,
+            needs={"cpu": 1},
+            output_name=lambda spec: spec.name or f"{_short(spec.base or spec.models[0])}-{spec.method}",
+            space=lambda _spec, inputs: max(item.size_bytes for item in inputs.values()),
+        ),
+        JobKind(
+            name="evaluate",
+            spec=EvaluateSpec,
+            names=lambda spec: {"models": spec.models, "datasets": spec.datasets},
+            check=_check_evaluate,
+            run=_run_evaluate,
+            needs={"cpu": 1},
+            output_name=lambda _spec: None,
+            space=lambda _spec, _inputs: 0,
+        ),
+        JobKind(
+            name="pull",
+            spec=PullSpec,
+            names=lambda _spec: {},
+            check=_check_pull,
+            run=_run_pull,
+            needs={"io": 1},
+            output_name=lambda spec: spec.name or spec.source.partition("@")[0],
+            space=lambda _spec, _inputs: 0,
+        ),
+    )
+}
+
+
+def kind_named(name: str) -> JobKind[Any]:
+    """Raises NotFound, naming the nearest kinds."""
+    return choose(KINDS, name, "kind of job")

@@ -1,0 +1,182 @@
+"""The verbs on jobs, and the way to everything else a door may ask for."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from modelworks.app.catalog import Catalog, Shelf
+from modelworks.app.feed import Feed
+from modelworks.app.kinds import JobKind, kind_named
+from modelworks.core.config import Settings
+from modelworks.core.errors import Conflict, Invalid, ModelworksError, NotFound, Problem, Unavailable
+from modelworks.core.nouns import Adapter, AnyArtifact, Event, EventType, Job, JsonObject, Model
+from modelworks.core.spec import Spec, parse_spec
+from modelworks.core.states import JobState
+from modelworks.jobs.folder import JobFolder
+from modelworks.serve.gateway import Gateway
+from modelworks.store import catalog as shelf_queries
+from modelworks.store import events, files
+from modelworks.store import jobs as queue
+from modelworks.store.database import Database
+
+CANCEL_WAIT_SECONDS = 45.0
+
+
+@dataclass
+class Services:
+    settings: Settings
+    database: Database
+    catalog: Catalog
+    feed: Feed = field(default_factory=Feed)
+    # Set by whoever runs an event loop: the server, or a chat in the terminal.
+    running_gateway: Gateway | None = None
+
+    @property
+    def gateway(self) -> Gateway:
+        if self.running_gateway is None:
+            raise Unavailable("no engine can be started here: the server is still starting, or is stopping")
+        return self.running_gateway
+
+    def servable(self) -> list[Model | Adapter]:
+        return self.catalog.servable()
+
+    def submit(
+        self,
+        kind_name: str,
+        body: Mapping[str, object],
+        *,
+        priority: int = 0,
+        idempotency_key: str | None = None,
+        aliases: tuple[str, ...] = (),
+    ) -> Job:
+        """Check a request as far as can be without starting it, and queue it.
+
+        Raises:
+            Invalid: with every problem of the spec, its names and its inputs at once.
+            Conflict: the name it would publish is taken, or the idempotency key belongs to another request.
+            OutOfSpace: its output would not fit.
+        """
+        kind = kind_named(kind_name)
+        spec = parse_spec(kind.spec, body, where=kind.name)
+        if not -100 <= priority <= 100:
+            raise Invalid(f"priority {priority} is not between -100 and 100")
+        if idempotency_key is not None:
+            asked = spec.model_dump(mode="json")
+            earlier = queue.earlier_request(self.database, idempotency_key, kind.name, self._named(kind, spec, asked))
+            if earlier is not None:
+                return earlier
+        inputs = self._inputs(kind, spec)
+        kind.check(spec, inputs)
+        named = self._choose_name(kind, spec)
+        files.check_space(self.settings.home, kind.space(spec, inputs))
+        new = queue.NewJob(
+            kind=kind.name, spec=named, needs=dict(kind.needs), priority=priority, idempotency_key=idempotency_key,
+            inputs={name: shelf_queries.to_json(found) for name, found in inputs.items()}, aliases=aliases,
+        )  # fmt: skip
+        return queue.insert_job(self.database, new)
+
+    def job(self, id_or_alias: str) -> Job:
+        return queue.get_job(self.database, id_or_alias)
+
+    def jobs(
+        self,
+        *,
+        states: tuple[JobState, ...] = (),
+        kind: str | None = None,
+        before: str | None = None,
+        limit: int = 100,
+    ) -> list[Job]:
+        """Newest first, at most 1,000; `before` is the last id of the page before."""
+        if not 1 <= limit <= 1000:
+            raise Invalid(f"limit {limit} is not between 1 and 1000")
+        return queue.list_jobs(self.database, states=states, kind=kind, before=before, limit=limit)
+
+    def cancel(self, id_or_alias: str, wait_seconds: float = CANCEL_WAIT_SECONDS) -> Job:
+        """Cancel a job and return the state that won. Blocks until the run is gone, or `wait_seconds` are over."""
+        job = queue.request_cancel(self.database, id_or_alias)
+        return job if job.state.is_final else self.wait(job.id, wait_seconds)
+
+    def wait(self, id_or_alias: str, seconds: float) -> Job:
+        """Return the job once it has ended, or as it is after `seconds`."""
+        deadline = time.monotonic() + seconds
+        while not (job := self.job(id_or_alias)).state.is_final and time.monotonic() < deadline:
+            time.sleep(0.05)
+        return job
+
+    def retry(self, id_or_alias: str) -> Job:
+        """Queue a failed or cancelled job's spec again, going on from its checkpoints where it left some."""
+        old = self.job(id_or_alias)
+        if old.state not in {JobState.FAILED, JobState.CANCELLED}:
+            raise Conflict(f"job {old.id} is {old.state}; only a failed or cancelled job can be tried again")
+        spec = dict(old.spec)
+        job = self.submit(old.kind, spec, priority=old.priority)
+        left = self.folder(old.id).checkpoints
+        if left.exists():
+            self.folder(job.id).path.mkdir(parents=True, exist_ok=True)
+            left.rename(self.folder(job.id).checkpoints)
+        return job
+
+    def events(self, id_or_alias: str, after: int = 0, limit: int = events.PAGE) -> list[Event]:
+        """Up to `limit` events numbered above `after`."""
+        return events.read(self.database, self.job(id_or_alias).id, after, min(limit, events.PAGE))
+
+    def progress(self, job_id: str) -> Event | None:
+        return events.last_of_type(self.database, job_id, EventType.PROGRESS)
+
+    def output(self, id_or_alias: str) -> str:
+        """What the job's runner printed, at most its last 2,000 lines."""
+        return self.folder(self.job(id_or_alias).id).tail(2000)
+
+    def remove(self, shelf: Shelf, name: str) -> AnyArtifact:
+        """Forget an artifact, unless a job that has not ended uses it."""
+        going = queue.unfinished(self.database)
+        used = [str(item["id"]) for claim in going for item in claim.inputs.values() if isinstance(item, dict)]
+        return self.catalog.remove(shelf, name, used)
+
+    def folder(self, job_id: str) -> JobFolder:
+        return JobFolder(self.settings.home / "jobs" / job_id)
+
+    def _inputs(self, kind: JobKind[Any], spec: Spec) -> dict[str, AnyArtifact]:
+        """What every name in the spec means, and the base of every adapter among them, by id and by name."""
+        found: dict[str, AnyArtifact] = {}
+        problems: list[Problem] = []
+        first: ModelworksError | None = None
+        for shelf, wanted in kind.names(spec).items():
+            for name in wanted:
+                try:
+                    found[name] = self.catalog.model(name) if shelf == "models" else self.catalog.dataset(name)
+                except (NotFound, Invalid) as error:
+                    first = first or error
+                    problems.append(Problem(name, error.message))
+        if first is not None and len(problems) == 1:
+            raise first
+        if problems:
+            raise NotFound("; ".join(problem.what for problem in problems), problems=tuple(problems))
+        for adapter in [item for item in found.values() if isinstance(item, Adapter)]:
+            base = self.catalog.base_of(adapter)
+            found |= {adapter.base: base, adapter.base_name: base}
+        return found
+
+    def _named(self, kind: JobKind[Any], spec: Spec, dumped: JsonObject) -> JsonObject:
+        name = kind.output_name(spec)
+        return dumped if name is None else dumped | {"name": name}
+
+    def _choose_name(self, kind: JobKind[Any], spec: Spec) -> JsonObject:
+        """The spec as it is kept, with the name it will publish under."""
+        dumped = self._named(kind, spec, spec.model_dump(mode="json"))
+        if "name" not in dumped:
+            return dumped
+        wanted = str(dumped["name"])
+        if spec.model_dump().get("name") is None and kind.name != "pull":
+            # The user left the name to us: a number behind it is better than a refusal.
+            return dumped | {"name": self.catalog.unused_name("models", wanted)}
+        replace = bool(dumped.get("replace"))
+        self.catalog.check_free("models", wanted, replace=replace)
+        going = (claim.job for claim in queue.unfinished(self.database))
+        taken = next((job for job in going if job.spec.get("name") == wanted), None)
+        if taken is not None and not replace:
+            raise Conflict(f"job {taken.id}, which is {taken.state}, will publish {wanted!r}; choose another name")
+        return dumped

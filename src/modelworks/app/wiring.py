@@ -1,0 +1,66 @@
+"""The object graph: settings in, services and worker out. The only place that puts them together."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+from modelworks.app.catalog import Catalog
+from modelworks.app.services import Services
+from modelworks.core.config import Settings, child_environment
+from modelworks.core.registry import choose, find_plugins
+from modelworks.jobs.executor import ExecutorKind
+from modelworks.jobs.worker import Worker, WorkerSettings
+from modelworks.serve.gateway import Gateway
+from modelworks.store.database import open_database
+
+RUNNER = (sys.executable, "-m", "modelworks.app.child")
+
+
+@dataclass
+class App:
+    services: Services
+    worker: Worker
+
+    def start_worker(self) -> None:
+        """Look after the workspace's jobs from now on, or as soon as nobody else does."""
+        self.worker.start()
+
+    @asynccontextmanager
+    async def engines(self) -> AsyncIterator[Gateway]:
+        """Have a gateway for as long as the block lasts; its engines end with it."""
+        settings = self.services.settings
+        gateway = make_gateway(self.services, settings)
+        self.services.running_gateway = gateway
+        try:
+            yield gateway
+        finally:
+            self.services.running_gateway = None
+            await gateway.close()
+
+    def close(self) -> None:
+        self.worker.stop()
+        self.services.database.close()
+
+
+def open_app(settings: Settings) -> App:
+    """Open the workspace, making it where there is none."""
+    settings.home.mkdir(parents=True, exist_ok=True, mode=0o700)
+    database = open_database(settings.database)
+    services = Services(settings, database, Catalog(settings, database))
+    kind = choose(find_plugins("modelworks.jobs.executors", ExecutorKind), "local", "executor")
+    worker = Worker(
+        database=database,
+        executor=kind.make(RUNNER, child_environment(settings)),
+        settings=WorkerSettings(
+            home=settings.home,
+            slots=settings.slots,
+            max_runs=settings.max_runs,
+            retry_delay_seconds=settings.retry_delay_seconds,
+            cancel_grace_seconds=settings.cancel_grace_seconds,
+        ),
+        notify=services.feed.tell,
+    )
+    return App(services, worker)
