@@ -90,12 +90,12 @@ class Catalog:
                 return found
         raise NotFound(f"{adapter.name} needs its base {adapter.base_name}, which is not here; pull or add it")
 
-    def list(self, shelf: Shelf) -> list[AnyArtifact]:
+    def on_shelf(self, shelf: Shelf) -> list[AnyArtifact]:
         kinds = ON_MODELS_SHELF if shelf == "models" else (ArtifactKind.DATASET,)
         return catalog.list_artifacts(self.database, self.settings.home, kinds)
 
     def servable(self) -> list[Model | Adapter]:
-        return [found for found in self.list("models") if not isinstance(found, Dataset)]
+        return [found for found in self.on_shelf("models") if not isinstance(found, Dataset)]
 
     def check_free(self, shelf: Shelf, name: str, *, replace: bool) -> None:
         """Raises Conflict when `name` is in use and may not be taken over, Invalid when it is no name."""
@@ -166,7 +166,8 @@ class Catalog:
         found = self.resolve(shelf, name)
         if found.id in in_use:
             raise Conflict(f"{name} is used by a job that has not ended; cancel it first")
-        needing = [other.name for other in self.list("models") if isinstance(other, Adapter) and other.base == found.id]
+        adapters = (other for other in self.on_shelf("models") if isinstance(other, Adapter))
+        needing = [adapter.name for adapter in adapters if adapter.base == found.id]
         if needing:
             raise Conflict(f"{name} is the base of {', '.join(needing)}; remove those first")
         if catalog.remove(self.database, found.id) and found.path.exists():
