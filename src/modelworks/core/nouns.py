@@ -8,10 +8,11 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Literal, TypeAlias
 
+from pydantic import JsonValue as JsonValue
+
 from modelworks.core.states import JobState
 
-JsonValue: TypeAlias = "str | int | float | bool | list[JsonValue] | dict[str, JsonValue] | None"
-JsonObject: TypeAlias = "dict[str, JsonValue]"
+JsonObject: TypeAlias = dict[str, JsonValue]
 
 
 class ArtifactKind(StrEnum):

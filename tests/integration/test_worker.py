@@ -1,0 +1,215 @@
+"""The worker with real runner processes, killed and restarted at will."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from modelworks.core.nouns import ArtifactKind, Job, JsonObject
+from modelworks.core.states import JobState
+from modelworks.jobs.executors.local import LocalExecutor
+from modelworks.jobs.folder import JobFolder
+from modelworks.jobs.worker import Worker, WorkerSettings
+from modelworks.store import catalog, events
+from modelworks.store import jobs as queue
+from modelworks.store.database import Database, open_database
+from modelworks.store.jobs import NewJob
+
+RUNNER = (sys.executable, str(Path(__file__).parent.parent / "scripted_runner.py"))
+ENVIRONMENT = {"PATH": os.environ["PATH"]}
+
+
+@pytest.fixture
+def database(tmp_path: Path) -> Iterator[Database]:
+    opened = open_database(f"sqlite:///{tmp_path / 'test.db'}")
+    yield opened
+    opened.close()
+
+
+@pytest.fixture
+def make_worker(database: Database, tmp_path: Path) -> Callable[[], Worker]:
+    settings = WorkerSettings(
+        home=tmp_path, slots={"cpu": 4}, max_runs=3, retry_delay_seconds=0.01, cancel_grace_seconds=0.5
+    )
+    return lambda: Worker(database=database, executor=LocalExecutor(RUNNER, ENVIRONMENT), settings=settings)
+
+
+def submit(database: Database, **spec: object) -> Job:
+    body: JsonObject = json.loads(json.dumps({"steps": 3} | spec))
+    return queue.insert_job(database, NewJob(kind="scripted", spec=body, inputs={}, needs={"cpu": 1}))
+
+
+def work_until(worker: Worker, done: Callable[[], bool], seconds: float = 30) -> None:
+    deadline = time.monotonic() + seconds
+    while not done():
+        assert time.monotonic() < deadline, "it took too long"
+        worker.step()
+        time.sleep(0.01)
+
+
+def is_final(database: Database, job: Job) -> Callable[[], bool]:
+    return lambda: queue.get_job(database, job.id).state.is_final
+
+
+def steps_told(database: Database, job: Job) -> list[object]:
+    return [event.body["step"] for event in events.read(database, job.id) if event.type == "metric"]
+
+
+def runner_pid(worker: Worker, job: Job) -> int:
+    return int(json.loads(worker.folder(job.id).process.read_text())["pid"])
+
+
+def test_a_job_runs_to_its_end_and_publishes(
+    database: Database, make_worker: Callable[[], Worker], tmp_path: Path
+) -> None:
+    worker = make_worker()
+    job = submit(database, publish="rows")
+
+    work_until(worker, is_final(database, job))
+
+    ended = queue.get_job(database, job.id)
+    assert (ended.state, ended.result, ended.runs) == (JobState.SUCCEEDED, {"first_step": 1}, 1)
+    assert steps_told(database, job) == [1, 2, 3]
+    told = events.read(database, job.id)
+    assert [event.seq for event in told] == list(range(1, len(told) + 1))
+    published = catalog.find(database, tmp_path, "datasets", "rows")
+    assert published is not None
+    assert (published.path / "train.jsonl").read_text() == '{"text": "a"}\n'
+    assert published.job_id == job.id
+    assert not worker.folder(job.id).staged.exists()
+
+
+def test_a_refused_job_fails_with_its_reason_and_is_not_run_again(
+    database: Database, make_worker: Callable[[], Worker]
+) -> None:
+    job = submit(database, refuse=True)
+
+    work_until(make_worker(), is_final(database, job))
+
+    ended = queue.get_job(database, job.id)
+    assert ended.error is not None
+    assert (ended.state, ended.runs, ended.error.code) == (JobState.FAILED, 1, "invalid")
+    assert ended.error.message == "this spec asks to be refused"
+
+
+def test_a_killed_runner_goes_on_from_its_checkpoint(database: Database, make_worker: Callable[[], Worker]) -> None:
+    job = submit(database, steps=4, die_at=2)
+
+    work_until(make_worker(), is_final(database, job))
+
+    ended = queue.get_job(database, job.id)
+    assert (ended.state, ended.runs, ended.result) == (JobState.SUCCEEDED, 2, {"first_step": 3})
+    assert steps_told(database, job) == [1, 2, 3, 4]
+
+
+def test_a_runner_that_always_dies_fails_after_three_runs(
+    database: Database, make_worker: Callable[[], Worker], tmp_path: Path
+) -> None:
+    worker = make_worker()
+    job = submit(database, steps=9, step_seconds=0.05)
+
+    def kill_what_runs() -> bool:
+        folder = worker.folder(job.id)
+        if folder.process.exists() and folder.is_locked():
+            os.kill(runner_pid(worker, job), signal.SIGKILL)
+        return is_final(database, job)()
+
+    work_until(worker, kill_what_runs)
+
+    ended = queue.get_job(database, job.id)
+    assert ended.error is not None
+    assert (ended.state, ended.runs, ended.error.code) == (JobState.FAILED, 3, "runner_died")
+
+
+def test_another_worker_adopts_a_running_job_without_gap_or_repeat(
+    database: Database, make_worker: Callable[[], Worker]
+) -> None:
+    first = make_worker()
+    job = submit(database, steps=60, step_seconds=0.02)
+    work_until(first, lambda: len(steps_told(database, job)) > 5)
+    pid = runner_pid(first, job)
+
+    # The first worker is never asked again, as if its server had been killed.
+    work_until(make_worker(), is_final(database, job))
+
+    ended = queue.get_job(database, job.id)
+    assert (ended.state, ended.runs) == (JobState.SUCCEEDED, 1)
+    assert steps_told(database, job) == list(range(1, 61))
+    assert runner_pid(first, job) == pid
+
+
+def test_a_running_job_that_is_cancelled_stops_and_publishes_nothing(
+    database: Database, make_worker: Callable[[], Worker], tmp_path: Path
+) -> None:
+    worker = make_worker()
+    job = submit(database, steps=1000, publish="rows")
+    work_until(worker, lambda: len(steps_told(database, job)) > 2)
+
+    assert queue.request_cancel(database, job.id).state is JobState.RUNNING
+    work_until(worker, is_final(database, job))
+
+    assert queue.get_job(database, job.id).state is JobState.CANCELLED
+    assert catalog.find(database, tmp_path, "datasets", "rows") is None
+    assert not worker.folder(job.id).is_locked()
+
+
+def test_a_run_that_will_not_stop_is_killed_when_its_grace_is_over(
+    database: Database, make_worker: Callable[[], Worker]
+) -> None:
+    worker = make_worker()
+    job = submit(database, steps=1000, step_seconds=0.1, stubborn=True)
+    work_until(worker, lambda: len(steps_told(database, job)) > 1)
+    pid = runner_pid(worker, job)
+
+    queue.request_cancel(database, job.id)
+    work_until(worker, is_final(database, job))
+
+    assert queue.get_job(database, job.id).state is JobState.CANCELLED
+    assert not psutil.pid_exists(pid)
+
+
+def test_a_server_killed_between_renaming_and_recording_publishes_once(
+    database: Database, make_worker: Callable[[], Worker], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    worker = make_worker()
+    job = submit(database, publish="rows")
+
+    def die(*_arguments: object) -> bool:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("modelworks.store.jobs.end_job", die)
+        with pytest.raises(KeyboardInterrupt):
+            work_until(worker, is_final(database, job))
+    assert catalog.find(database, tmp_path, "datasets", "rows") is None
+
+    work_until(make_worker(), is_final(database, job))
+
+    assert queue.get_job(database, job.id).state is JobState.SUCCEEDED
+    listed = catalog.list_artifacts(database, tmp_path, (ArtifactKind.DATASET,))
+    assert [artifact.name for artifact in listed] == ["rows"]
+    assert listed[0].path.is_dir()
+
+
+def test_a_torn_last_line_of_events_is_dropped_and_the_story_goes_on(
+    database: Database, make_worker: Callable[[], Worker]
+) -> None:
+    worker = make_worker()
+    job = submit(database, steps=3, die_at=2)
+    work_until(worker, lambda: JobFolder(worker.folder(job.id).path).checkpoints.joinpath("step").exists())
+    work_until(worker, lambda: not worker.folder(job.id).is_locked())
+    with worker.folder(job.id).events.open("ab") as file:
+        file.write(b'{"at": "2026-')
+
+    work_until(worker, is_final(database, job))
+
+    assert queue.get_job(database, job.id).state is JobState.SUCCEEDED
+    assert steps_told(database, job) == [1, 2, 3]
