@@ -12,6 +12,7 @@ from modelworks.app.feed import Feed
 from modelworks.app.kinds import JobKind, kind_named
 from modelworks.core.config import Settings
 from modelworks.core.errors import Conflict, Invalid, ModelworksError, NotFound, Problem, Unavailable
+from modelworks.core.ids import new_id
 from modelworks.core.nouns import Adapter, AnyArtifact, Event, EventType, Job, JsonObject, Model
 from modelworks.core.spec import Spec, parse_spec
 from modelworks.core.states import JobState
@@ -51,6 +52,7 @@ class Services:
         priority: int = 0,
         idempotency_key: str | None = None,
         aliases: tuple[str, ...] = (),
+        job_id: str | None = None,
     ) -> Job:
         """Check a request as far as can be without starting it, and queue it.
 
@@ -63,9 +65,9 @@ class Services:
         spec = parse_spec(kind.spec, body, where=kind.name)
         if not -100 <= priority <= 100:
             raise Invalid(f"priority {priority} is not between -100 and 100")
+        request = spec.model_dump(mode="json")
         if idempotency_key is not None:
-            asked = spec.model_dump(mode="json")
-            earlier = queue.earlier_request(self.database, idempotency_key, kind.name, self._named(kind, spec, asked))
+            earlier = queue.earlier_request(self.database, idempotency_key, kind.name, request)
             if earlier is not None:
                 return earlier
         inputs = self._inputs(kind, spec)
@@ -75,6 +77,7 @@ class Services:
         new = queue.NewJob(
             kind=kind.name, spec=named, needs=dict(kind.needs), priority=priority, idempotency_key=idempotency_key,
             inputs={name: shelf_queries.to_json(found) for name, found in inputs.items()}, aliases=aliases,
+            id=job_id, request=request,
         )  # fmt: skip
         return queue.insert_job(self.database, new)
 
@@ -111,13 +114,18 @@ class Services:
         old = self.job(id_or_alias)
         if old.state not in {JobState.FAILED, JobState.CANCELLED}:
             raise Conflict(f"job {old.id} is {old.state}; only a failed or cancelled job can be tried again")
-        spec = dict(old.spec)
-        job = self.submit(old.kind, spec, priority=old.priority)
-        left = self.folder(old.id).checkpoints
+        job_id, left = new_id(), self.folder(old.id).checkpoints
+        kept = self.folder(job_id).checkpoints
         if left.exists():
-            self.folder(job.id).path.mkdir(parents=True, exist_ok=True)
-            left.rename(self.folder(job.id).checkpoints)
-        return job
+            kept.parent.mkdir(parents=True)
+            left.rename(kept)
+        try:
+            return self.submit(old.kind, old.spec, priority=old.priority, job_id=job_id)
+        except ModelworksError:
+            if kept.exists():
+                kept.rename(left)
+                kept.parent.rmdir()
+            raise
 
     def events(self, id_or_alias: str, after: int = 0, limit: int = events.PAGE) -> list[Event]:
         """Up to `limit` events numbered above `after`."""
@@ -160,17 +168,13 @@ class Services:
             found |= {adapter.base: base, adapter.base_name: base}
         return found
 
-    def _named(self, kind: JobKind[Any], spec: Spec, dumped: JsonObject) -> JsonObject:
-        name = kind.output_name(spec)
-        return dumped if name is None else dumped | {"name": name}
-
     def _choose_name(self, kind: JobKind[Any], spec: Spec) -> JsonObject:
         """The spec as it is kept, with the name it will publish under."""
-        dumped = self._named(kind, spec, spec.model_dump(mode="json"))
-        if "name" not in dumped:
+        dumped: JsonObject = spec.model_dump(mode="json")
+        wanted = kind.output_name(spec)
+        if wanted is None:
             return dumped
-        wanted = str(dumped["name"])
-        if spec.model_dump().get("name") is None and kind.name != "pull":
+        if dumped["name"] is None and kind.name != "pull":
             # The user left the name to us: a number behind it is better than a refusal.
             return dumped | {"name": self.catalog.unused_name("models", wanted)}
         replace = bool(dumped.get("replace"))
@@ -179,4 +183,4 @@ class Services:
         taken = next((job for job in going if job.spec.get("name") == wanted), None)
         if taken is not None and not replace:
             raise Conflict(f"job {taken.id}, which is {taken.state}, will publish {wanted!r}; choose another name")
-        return dumped
+        return dumped | {"name": wanted}

@@ -31,6 +31,8 @@ from modelworks.store.events import NewEvent
 
 logger = logging.getLogger(__name__)
 STEP_SECONDS = 0.1
+# A folder that nothing was recorded for may belong to an import that goes on; after this long it does not.
+LEFT_BEHIND_SECONDS = 6 * 3600
 EVENTS_AT_ONCE_BYTES = 1 << 20
 
 
@@ -80,12 +82,16 @@ class Worker:
         return JobFolder(self.settings.home / "jobs" / job_id)
 
     def _run(self) -> None:
-        lock = None
+        lock, swept = None, False
         while lock is None and not self._stopping.wait(STEP_SECONDS):
             lock = files.try_lock(self.settings.home / "worker.lock")
         while not self._stopping.wait(STEP_SECONDS):
             try:
                 self.step()
+                if not swept:
+                    # After the first step: what a run left finished while nobody looked is recorded by then.
+                    files.sweep(self.settings.home, catalog.paths_in_use(self.database), LEFT_BEHIND_SECONDS)
+                    swept = True
             except ModelworksError as error:
                 # A locked database or a full disk: said, and tried again at the next step.
                 logger.warning("worker step failed", extra={"reason": error.message})

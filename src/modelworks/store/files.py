@@ -6,7 +6,8 @@ import errno
 import fcntl
 import os
 import shutil
-from collections.abc import Iterator
+import time
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -70,6 +71,17 @@ def discard(folder: Path) -> None:
     doomed = folder.with_name(f".{folder.name}.removed")
     folder.rename(doomed)
     shutil.rmtree(doomed)
+
+
+def sweep(home: Path, used: Collection[str], older_than_seconds: float) -> list[str]:
+    """Remove what a killed process left half-done: staging folders and content that nothing was recorded for."""
+    places = [folder for shelf in SHELVES.values() for folder in (home / shelf).glob("*/*")]
+    left = [folder for folder in places if folder.relative_to(home).as_posix() not in used]
+    limit = time.time() - older_than_seconds
+    doomed = [folder for folder in [*left, *(home / "staging").glob("*")] if folder.lstat().st_mtime < limit]
+    for folder in doomed:
+        shutil.rmtree(folder, ignore_errors=True)
+    return [folder.relative_to(home).as_posix() for folder in doomed]
 
 
 def try_lock(path: Path) -> int | None:

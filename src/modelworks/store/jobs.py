@@ -33,6 +33,10 @@ class NewJob:
     priority: int = 0
     idempotency_key: str | None = None
     aliases: tuple[str, ...] = ()
+    # Chosen by the caller when the job's folder is made before the job.
+    id: str | None = None
+    # What the idempotency key stands for; by default the spec itself.
+    request: JsonObject | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,17 +63,19 @@ def insert_job(database: Database, new: NewJob) -> Job:
     Raises:
         Conflict: the key was used for another request.
     """
+    digest = _request_digest(new.kind, new.request or new.spec)
     with database.write() as connection:
         if new.idempotency_key is not None:
             earlier = _first(connection, select(jobs).where(jobs.c.idempotency_key == new.idempotency_key))
             if earlier is not None:
-                return _same_request(connection, earlier, new.idempotency_key, new.kind, new.spec)
-        job_id = new_id()
+                return _same_request(connection, earlier, new.idempotency_key, digest)
+        job_id = new.id or new_id()
         connection.execute(
             insert(jobs).values(
                 id=job_id, kind=new.kind, spec=new.spec, inputs=new.inputs, state=JobState.QUEUED.value,
                 priority=new.priority, needs=new.needs, runs=0, cancel_requested=False, last_seq=0, events_offset=0,
-                idempotency_key=new.idempotency_key, not_before=clock.now(), created_at=clock.now(),
+                idempotency_key=new.idempotency_key, request_digest=digest, not_before=clock.now(),
+                created_at=clock.now(),
             )
         )  # fmt: skip
         for alias in new.aliases:
@@ -78,7 +84,7 @@ def insert_job(database: Database, new: NewJob) -> Job:
         return _get(connection, job_id)
 
 
-def earlier_request(database: Database, key: str, kind: str, spec: JsonObject) -> Job | None:
+def earlier_request(database: Database, key: str, kind: str, request: JsonObject) -> Job | None:
     """Return the job that this idempotency key made before.
 
     Raises:
@@ -86,7 +92,7 @@ def earlier_request(database: Database, key: str, kind: str, spec: JsonObject) -
     """
     with database.read() as connection:
         row = _first(connection, select(jobs).where(jobs.c.idempotency_key == key))
-        return None if row is None else _same_request(connection, row, key, kind, spec)
+        return None if row is None else _same_request(connection, row, key, _request_digest(kind, request))
 
 
 def get_job(database: Database, id_or_alias: str) -> Job:
@@ -243,8 +249,8 @@ def _tell_artifact(connection: Connection, job_id: str, artifact: Artifact) -> N
     events.append(connection, job_id, [NewEvent(clock.now(), EventType.ARTIFACT, body)])
 
 
-def _same_request(connection: Connection, earlier: RowMapping, key: str, kind: str, spec: JsonObject) -> Job:
-    if _request_digest(earlier["kind"], earlier["spec"]) != _request_digest(kind, spec):
+def _same_request(connection: Connection, earlier: RowMapping, key: str, digest: str) -> Job:
+    if earlier["request_digest"] != digest:
         raise Conflict(
             f"idempotency key {key!r} was used for job {earlier['id']} with another request; "
             "use a new key for a new request"
@@ -252,8 +258,8 @@ def _same_request(connection: Connection, earlier: RowMapping, key: str, kind: s
     return _get(connection, earlier["id"])
 
 
-def _request_digest(kind: str, spec: JsonObject) -> str:
-    return hashlib.sha256(f"{kind} {json.dumps(spec, sort_keys=True)}".encode()).hexdigest()
+def _request_digest(kind: str, request: JsonObject) -> str:
+    return hashlib.sha256(f"{kind} {json.dumps(request, sort_keys=True)}".encode()).hexdigest()
 
 
 def _get(connection: Connection, id_or_alias: str) -> Job:

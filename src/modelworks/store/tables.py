@@ -55,6 +55,8 @@ jobs = Table(
     Column("runs", Integer, nullable=False),
     Column("cancel_requested", Boolean, nullable=False),
     Column("idempotency_key", String(256), unique=True),
+    # What was asked for with that key, before names were chosen: the same key must ask the same.
+    Column("request_digest", String(64), nullable=False),
     Column("not_before", UtcTime, nullable=False),
     Column("last_seq", Integer, nullable=False),
     # How far events.jsonl of the job's folder has been taken over.

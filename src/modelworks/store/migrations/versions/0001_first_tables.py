@@ -24,6 +24,7 @@ def upgrade() -> None:
         sa.Column("runs", sa.Integer(), nullable=False),
         sa.Column("cancel_requested", sa.Boolean(), nullable=False),
         sa.Column("idempotency_key", sa.String(length=256), nullable=True),
+        sa.Column("request_digest", sa.String(length=64), nullable=False),
         sa.Column("not_before", UtcTime(), nullable=False),
         sa.Column("last_seq", sa.Integer(), nullable=False),
         sa.Column("events_offset", sa.BigInteger(), nullable=False),
