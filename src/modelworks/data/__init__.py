@@ -1,0 +1,1 @@
+"""Datasets: import from files, split, look at, and turn into tokens."""
