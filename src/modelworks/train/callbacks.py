@@ -1,0 +1,69 @@
+"""The trainer's callback: tells the job how far it is, stops when asked to, seals checkpoints."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+from modelworks.train import checkpoints
+from modelworks.train.strategy import Setup
+from modelworks.train.trainer import Steady
+
+
+class Reporter:
+    """Mixed with transformers' TrainerCallback, which only exists once transformers is loaded."""
+
+    def __init__(self, setup: Setup, trainer: Steady) -> None:
+        self.setup = setup
+        self.job = setup.job
+        self.trainer = trainer
+        self.began_at = self.logged_at = time.monotonic()
+        self.first_step = 0
+        self.tokens_logged = 0
+
+    def on_train_begin(self, _args: Any, state: Any, _control: Any, **_: Any) -> None:
+        self.began_at = self.logged_at = time.monotonic()
+        self.first_step = state.global_step
+        self.job.progress(state.global_step, state.max_steps, "steps", stage="training")
+
+    def on_substep_end(self, _args: Any, _state: Any, _control: Any, **_: Any) -> None:
+        self.job.check()
+
+    def on_step_end(self, _args: Any, state: Any, _control: Any, **_: Any) -> None:
+        seconds_a_step = (time.monotonic() - self.began_at) / (state.global_step - self.first_step)
+        self.job.progress(
+            state.global_step,
+            state.max_steps,
+            "steps",
+            stage="training",
+            epoch=round(state.epoch, 3),
+            eta_seconds=round(seconds_a_step * (state.max_steps - state.global_step), 1),
+        )
+        self.job.check()
+
+    def on_log(self, _args: Any, state: Any, _control: Any, logs: dict[str, float], **_: Any) -> None:
+        if "loss" not in logs:  # the summary at the end
+            return
+        now = time.monotonic()
+        rate = (self.trainer.real_tokens - self.tokens_logged) / max(now - self.logged_at, 1e-9)
+        self.logged_at, self.tokens_logged = now, self.trainer.real_tokens
+        numbers = {key: float(logs[key]) for key in ("loss", "learning_rate", "grad_norm") if key in logs}
+        self.job.metric(state.global_step, **numbers, tokens_per_second=round(rate, 1))
+
+    def on_save(self, args: Any, state: Any, _control: Any, **_: Any) -> None:
+        folder = Path(args.output_dir)
+        checkpoints.seal(folder / f"checkpoint-{state.global_step}", self.setup.fingerprint)
+        checkpoints.keep_newest(folder, self.setup.spec.save_total_limit)
+        self.logged_at = time.monotonic()
+
+
+def report(setup: Setup, trainer: Any) -> None:
+    """Attach the callback to `trainer`, in place of those that print."""
+    from transformers import PrinterCallback, TrainerCallback
+
+    class Callback(Reporter, TrainerCallback):
+        pass
+
+    trainer.remove_callback(PrinterCallback)
+    trainer.add_callback(Callback(setup, trainer))

@@ -1,0 +1,103 @@
+"""Checkpoints that can be trusted: sealed with the sha256 of every file, and only continued by the same training."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shutil
+from pathlib import Path
+
+from modelworks.core.errors import Conflict
+from modelworks.core.hashing import list_files
+from modelworks.core.nouns import JsonObject
+
+MANIFEST = "manifest.json"
+_FOLDER = re.compile(r"checkpoint-(\d+)")
+
+
+class ResumeMismatch(Conflict):
+    """A checkpoint belongs to another training."""
+
+    code = "resume_mismatch"
+
+
+def fingerprint(facts: JsonObject) -> str:
+    """Digest everything that must be equal for a checkpoint to be continued."""
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
+
+def seal(checkpoint: Path, of: str) -> None:
+    """Make a written checkpoint durable; it counts from here on.
+
+    Args:
+        of: the fingerprint of the training it belongs to.
+    """
+    entries = list_files(checkpoint)
+    for entry in entries:
+        _sync(checkpoint / entry.path)
+    files = [{"path": entry.path, "size_bytes": entry.size_bytes, "sha256": entry.sha256} for entry in entries]
+    staged = checkpoint / f"{MANIFEST}.part"
+    staged.write_text(json.dumps({"fingerprint": of, "files": files}, indent=1), encoding="utf-8")
+    _sync(staged)
+    staged.rename(checkpoint / MANIFEST)
+    _sync(checkpoint)
+    _sync(checkpoint.parent)
+
+
+def keep_newest(folder: Path, limit: int) -> None:
+    """Remove all but the newest `limit` checkpoints."""
+    for checkpoint in _newest_first(folder)[limit:]:
+        shutil.rmtree(checkpoint)
+
+
+def newest_verified(folder: Path, of: str) -> Path | None:
+    """Return the newest checkpoint that is whole, removing broken ones on the way.
+
+    Raises:
+        ResumeMismatch: it is whole, but of a training with other settings or data.
+    """
+    for checkpoint in _newest_first(folder):
+        manifest = _verified_manifest(checkpoint)
+        if manifest is None:
+            shutil.rmtree(checkpoint)
+            continue
+        if manifest["fingerprint"] != of:
+            raise ResumeMismatch(
+                f"{checkpoint} was written by a training with other settings, data or model; "
+                "start a new job, or remove the checkpoint"
+            )
+        return checkpoint
+    return None
+
+
+def step_of(checkpoint: Path) -> int:
+    found = _FOLDER.fullmatch(checkpoint.name)
+    return int(found.group(1)) if found else 0
+
+
+def _newest_first(folder: Path) -> list[Path]:
+    found = [path for path in folder.iterdir() if _FOLDER.fullmatch(path.name)] if folder.is_dir() else []
+    return sorted(found, key=step_of, reverse=True)
+
+
+def _verified_manifest(checkpoint: Path) -> JsonObject | None:
+    try:
+        manifest: JsonObject = json.loads((checkpoint / MANIFEST).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    found = [
+        {"path": entry.path, "size_bytes": entry.size_bytes, "sha256": entry.sha256}
+        for entry in list_files(checkpoint)
+        if entry.path != MANIFEST
+    ]
+    return manifest if manifest.get("files") == found else None
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,77 @@
+"""What can be known to be wrong before a training starts: checked when the job is submitted, without torch."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+
+from modelworks.core.errors import Invalid, ModelworksError, NotFound, Problem, Unsupported
+from modelworks.core.ids import check_name
+from modelworks.core.nouns import Adapter, AnyArtifact, Dataset, Model
+from modelworks.core.registry import choose
+from modelworks.core.spec import parse_spec
+from modelworks.train.spec import TrainSpec
+from modelworks.train.strategy import Params, Strategy, strategies
+
+
+def check(spec: TrainSpec, inputs: Mapping[str, AnyArtifact]) -> None:
+    """Refuse what cannot work.
+
+    Raises:
+        Unsupported: the model is an adapter.
+        Invalid: one Problem for each thing that is wrong.
+    """
+    if isinstance(inputs[spec.model], Adapter):
+        raise Unsupported(f"{spec.model} is an adapter, and training goes on from models only; merge it into one first")
+    problems = tuple(_problems(spec, inputs))
+    if problems:
+        raise Invalid("; ".join(str(problem) for problem in problems), problems=problems)
+
+
+def choose_strategy(spec: TrainSpec) -> tuple[Strategy, Params]:
+    """Return the strategy with its parameters parsed."""
+    strategy = choose(strategies(), spec.strategy, "training strategy")
+    return strategy, parse_spec(strategy.params, spec.params, where="params")
+
+
+def chosen_inputs(spec: TrainSpec, inputs: Mapping[str, AnyArtifact]) -> tuple[Model, Dataset]:
+    model, dataset = inputs[spec.model], inputs[spec.dataset]
+    if not isinstance(model, Model) or not isinstance(dataset, Dataset):
+        raise Invalid(f"training needs a model and a dataset, found a {model.kind} and a {dataset.kind}")
+    return model, dataset
+
+
+def context_length(model: Model) -> int:
+    """Tokens the model can read at once; the noun says it, config.json if the noun does not."""
+    if model.context_length > 0:
+        return model.context_length
+    config = json.loads((model.path / "config.json").read_text(encoding="utf-8"))
+    return int(config.get("max_position_embeddings", 2048))
+
+
+def _problems(spec: TrainSpec, inputs: Mapping[str, AnyArtifact]) -> Iterator[Problem]:
+    try:
+        choose_strategy(spec)
+        check_name(spec.published_name)
+    except (Invalid, NotFound) as error:
+        yield from error.problems or (Problem(_where(error), error.message),)
+    model, dataset = inputs[spec.model], inputs[spec.dataset]
+    if not isinstance(model, Model):
+        yield Problem("model", f"{spec.model} is a {model.kind}", "name a model")
+    elif spec.max_length > context_length(model):
+        limit = context_length(model)
+        yield Problem("max_length", f"{spec.max_length} is more than the {limit} tokens {spec.model} reads", "lower it")
+    if not isinstance(dataset, Dataset):
+        yield Problem("dataset", f"{spec.dataset} is a {dataset.kind}", "name a dataset")
+    elif dataset.train_rows == 0:
+        yield Problem("dataset", f"{spec.dataset} has no row to train on", "hold out fewer rows")
+    if spec.tuning == "full":
+        changed = sorted(field for field in spec.model_fields_set if field.startswith("lora_"))
+        if changed:
+            yield Problem(", ".join(changed), "has no meaning with tuning full", "remove it, or choose tuning lora")
+    if spec.warmup_steps >= 1 and spec.warmup_steps != int(spec.warmup_steps):
+        yield Problem("warmup_steps", f"{spec.warmup_steps} is no whole number of steps", "below 1 it is a share")
+
+
+def _where(error: ModelworksError) -> str:
+    return "strategy" if isinstance(error, NotFound) else "name"

@@ -1,0 +1,95 @@
+"""A training from beginning to end: resumed where it was cut, measured, published."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from modelworks.core.context import JobContext
+from modelworks.core.errors import Unsupported
+from modelworks.core.nouns import JsonObject
+from modelworks.train import callbacks, checkpoints
+from modelworks.train.plan import check, choose_strategy, chosen_inputs
+from modelworks.train.publish import publish
+from modelworks.train.spec import TrainSpec
+from modelworks.train.strategy import Setup, Training
+from modelworks.weights.loading import choose_device, choose_dtype, quiet_libraries, use_physical_cores
+
+
+def run(spec: TrainSpec, job: JobContext) -> JsonObject:
+    """Train and publish an adapter or a model; return its numbers."""
+    check(spec, job.inputs)
+    _check_libraries()
+    quiet_libraries()
+    use_physical_cores()
+    setup = _decide(spec, job)
+    # Before the long work: a checkpoint of another training is refused at once.
+    checkpoint = checkpoints.newest_verified(job.checkpoints, setup.fingerprint)
+    job.progress(0, 1, "steps", stage="preparing")
+    strategy, _ = choose_strategy(spec)
+    training = strategy.build(setup)
+    _tell(setup, training)
+    callbacks.report(setup, training.trainer)
+    _train(job, training.trainer, checkpoint)
+    metrics = {**training.measure(), "train_loss": _recent_loss(training.trainer)}
+    publish(setup, training.network, metrics, training.counts)
+    return {"name": spec.published_name, "steps": training.trainer.state.global_step, **training.counts, **metrics}
+
+
+def _decide(spec: TrainSpec, job: JobContext) -> Setup:
+    model, dataset = chosen_inputs(spec, job.inputs)
+    _, params = choose_strategy(spec)
+    device = choose_device(spec.device)
+    dtype = choose_dtype(spec.dtype, device)
+    facts: JsonObject = {
+        "spec": spec.model_dump(mode="json", exclude={"name", "replace", "logging_steps", "save_total_limit"}),
+        "model": model.digest,
+        "dataset": dataset.digest,
+        "device": device,
+        "dtype": str(dtype),
+    }
+    return Setup(
+        spec=spec,
+        params=params,
+        model=model,
+        dataset=dataset,
+        job=job,
+        device=device,
+        dtype=dtype,
+        fingerprint=checkpoints.fingerprint(facts),
+    )
+
+
+def _train(job: JobContext, trainer: Any, checkpoint: Any) -> None:
+    if checkpoint is None:
+        trainer.train()
+        return
+    job.log(f"resuming from step {checkpoints.step_of(checkpoint)}")
+    trainer.train(resume_from_checkpoint=str(checkpoint))
+
+
+def _tell(setup: Setup, training: Training) -> None:
+    counts, spec = training.counts, setup.spec
+    trainable = sum(weight.numel() for weight in training.network.parameters() if weight.requires_grad)
+    setup.job.log(
+        f"{spec.strategy} of {setup.model.name} on {setup.device} in {str(setup.dtype).removeprefix('torch.')}: "
+        f"{trainable:,} trainable weights, {counts['train_rows']} rows, {counts['train_tokens']} tokens"
+    )
+    for what in ("truncated", "masked"):
+        if counts.get(f"{what}_rows"):
+            consequence = "lose their end" if what == "truncated" else "lose their whole answer and are left out"
+            setup.job.log(f"max_length {spec.max_length}: {counts[f'{what}_rows']} rows {consequence}", level="warning")
+
+
+def _recent_loss(trainer: Any) -> float:
+    """Mean training loss over the last tenth of the steps; the history outlives a resume."""
+    losses = [float(entry["loss"]) for entry in trainer.state.log_history if "loss" in entry]
+    recent = losses[-max(1, len(losses) // 10) :]
+    return sum(recent) / len(recent)
+
+
+def _check_libraries() -> None:
+    try:
+        import peft  # noqa: F401 - only whether it is there
+        import trl  # noqa: F401 - only whether it is there
+    except ImportError as error:
+        raise Unsupported(f"training needs {error.name}; install it with: pip install 'modelworks[train]'") from None

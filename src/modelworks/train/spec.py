@@ -1,0 +1,59 @@
+"""What may be asked of a training, in TRL's words."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import Field
+
+from modelworks.core.spec import Spec
+
+
+class TrainSpec(Spec):
+    """Fine-tune a model on a dataset."""
+
+    model: str = Field(description="the model to start from: a name, alias or path")
+    dataset: str = Field(description="the dataset to learn: a name or path")
+    strategy: str = Field("sft", description="how to learn, e.g. sft: imitate the answers")
+    params: dict[str, Any] = Field(default_factory=dict, description="parameters of the strategy")
+    name: str | None = Field(None, description="name to publish under; by default MODEL-DATASET")
+    replace: bool = Field(False, description="move the name from an older artifact to this one")
+
+    tuning: Literal["lora", "full"] = Field("lora", description="lora: train a small adapter; full: train every weight")
+    lora_r: int = Field(16, ge=1, le=1024, description="rank of the adapter")
+    lora_alpha: float = Field(32, gt=0, description="scale of the adapter is lora_alpha / lora_r")
+    lora_dropout: float = Field(0.0, ge=0, lt=1, description="dropout on the adapter's inputs; slow on a CPU")
+    lora_target: str | tuple[str, ...] = Field(
+        "all-linear", description="layers to adapt: all-linear, or names such as q_proj v_proj"
+    )
+
+    num_train_epochs: float = Field(3, gt=0, description="times to go through the rows")
+    max_steps: int | None = Field(None, ge=1, description="stop after so many steps instead of epochs")
+    per_device_train_batch_size: int = Field(8, ge=1, description="rows computed together")
+    gradient_accumulation_steps: int = Field(1, ge=1, description="batches added up before each step")
+    max_length: int = Field(1024, ge=8, description="tokens of a row that are kept; its end is cut off")
+    learning_rate: float | None = Field(
+        None, gt=0, le=1, description="peak learning rate; by default 2e-4 for lora, 2e-5 for full"
+    )
+    lr_scheduler_type: Literal["cosine", "linear", "constant", "constant_with_warmup"] = Field(
+        "cosine", description="course of the learning rate after the warm-up"
+    )
+    warmup_steps: float = Field(0.03, ge=0, description="steps of warm-up; below 1 a share of all steps")
+    weight_decay: float = Field(0.0, ge=0, description="pull of every weight towards 0")
+    max_grad_norm: float = Field(1.0, ge=0, description="longer gradients are cut to this norm; 0 never")
+    gradient_checkpointing: bool = Field(False, description="a quarter slower in much less memory")
+
+    save_steps: int = Field(50, ge=1, description="steps between checkpoints")
+    save_total_limit: int = Field(2, ge=1, description="checkpoints kept while the job runs")
+    logging_steps: int = Field(1, ge=1, description="steps between metrics")
+    seed: int = Field(42, ge=0, lt=2**32, description="same seed, same data, same machine: same weights")
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: a GPU where there is one")
+    dtype: Literal["auto", "bf16", "fp32"] = Field("auto", description="auto: bf16 where the processor computes in it")
+
+    @property
+    def peak_learning_rate(self) -> float:
+        return self.learning_rate or (2e-4 if self.tuning == "lora" else 2e-5)
+
+    @property
+    def published_name(self) -> str:
+        return self.name or f"{self.model.rstrip('/').rsplit('/', 1)[-1]}-{self.dataset.rstrip('/').rsplit('/', 1)[-1]}"

@@ -1,0 +1,75 @@
+"""A checkpoint loaded to compute with: on which device, in which dtype, with how many threads."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+
+from modelworks.core.errors import Unsupported
+
+if TYPE_CHECKING:
+    import torch
+
+DeviceChoice: TypeAlias = Literal["auto", "cpu", "cuda"]
+DtypeChoice: TypeAlias = Literal["auto", "bf16", "fp32"]
+
+
+def choose_device(device: DeviceChoice) -> Literal["cpu", "cuda"]:
+    """Return what to compute on; auto takes a GPU where there is one.
+
+    Raises:
+        Unsupported: cuda is asked for and there is none.
+    """
+    import torch
+
+    if device == "cpu":
+        return "cpu"
+    if torch.cuda.is_available():
+        return "cuda"
+    if device == "cuda":
+        raise Unsupported("device cuda: torch sees no GPU here; use device auto or cpu")
+    return "cpu"
+
+
+def choose_dtype(dtype: DtypeChoice, device: str) -> torch.dtype:
+    """Return what to compute in; auto takes bfloat16 where the processor multiplies it in hardware."""
+    import torch
+
+    if dtype == "auto":
+        return torch.bfloat16 if device == "cuda" or _cpu_has_bf16() else torch.float32
+    return torch.bfloat16 if dtype == "bf16" else torch.float32
+
+
+def load_network(model_folder: Path, dtype: torch.dtype, device: str) -> Any:
+    """Load a transformers causal language model from a local folder, in eval mode, without a word on the terminal."""
+    from transformers import AutoModelForCausalLM
+
+    quiet_libraries()
+    network = AutoModelForCausalLM.from_pretrained(
+        str(model_folder), dtype=dtype, local_files_only=True, trust_remote_code=False, use_safetensors=True
+    )
+    return network.to(device).eval()
+
+
+def quiet_libraries() -> None:
+    """Turn off progress bars and hints: what a user should see goes through the job's events."""
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+
+
+def use_physical_cores() -> None:
+    """Compute with one thread a physical core: hyper-threads share the multipliers and only get in each other's way."""
+    import psutil
+    import torch
+
+    torch.set_num_threads(psutil.cpu_count(logical=False) or psutil.cpu_count() or 1)
+
+
+def _cpu_has_bf16() -> bool:
+    # Without these, bfloat16 is emulated: ten times slower than float32.
+    import torch
+
+    capabilities = torch.cpu.get_capabilities()
+    return any(capabilities.get(name, False) for name in ("amx_bf16", "avx512_bf16", "bf16", "sve_bf16"))
