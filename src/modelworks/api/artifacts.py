@@ -1,0 +1,113 @@
+"""Datasets, models and adapters over HTTP. A name is NAME or ORG/NAME; an id does as well."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Depends, Request
+from fastapi.concurrency import run_in_threadpool
+from pydantic import Field
+
+from modelworks.api.dependencies import services
+from modelworks.api.receiving import receive_file, receive_form
+from modelworks.app.catalog import LineageNode
+from modelworks.app.services import Services
+from modelworks.app.uploads import Imported, import_upload, open_inbox
+from modelworks.core.nouns import Adapter, AnyArtifact, Dataset, Model
+from modelworks.core.spec import Spec
+
+router = APIRouter(prefix="/modelworks", tags=["artifacts"])
+App = Annotated[Services, Depends(services)]
+
+
+class AddModel(Spec):
+    """Copy a checkpoint or adapter folder of the server's machine into the workspace."""
+
+    path: str = Field(description="the folder; it must lie under an allowed path")
+    name: str = Field(description="name to register it under")
+    replace: bool = Field(False, description="move the name from an older model to this one")
+
+
+class NewAlias(Spec):
+    """A further name; one in use is moved."""
+
+    alias: str
+
+
+@router.get("/datasets")
+def list_datasets(app: App) -> list[Dataset]:
+    """List datasets, newest first."""
+    return [item for item in app.catalog.on_shelf("datasets") if isinstance(item, Dataset)]
+
+
+@router.post("/datasets", status_code=201)
+async def upload_form(request: Request, app: App) -> Imported:
+    """Import a file of rows sent as a form: its field `file`, and the options of an import as further fields."""
+    with open_inbox(app.settings) as inbox:
+        form = await receive_form(request, inbox)
+        label = form.label or ""
+        return await run_in_threadpool(import_upload, app, inbox.place_for(label), label, form.fields)
+
+
+@router.put("/datasets/{name:path}", status_code=201)
+async def upload_body(name: str, request: Request, app: App) -> Imported:
+    """Import a file of rows sent as the whole body; `?filename=` tells its kind, the options are in the query too."""
+    options = {key: value for key, value in request.query_params.items() if key != "filename"}
+    label = request.query_params.get("filename", "")
+    with open_inbox(app.settings) as inbox:
+        await receive_file(request, inbox, label)
+        return await run_in_threadpool(import_upload, app, inbox.place_for(label), label, options | {"name": name})
+
+
+# The longer address first: {name:path} takes slashes, so it would take these endings too.
+@router.get("/datasets/{name:path}/preview")
+def preview_dataset(name: str, app: App, model: str | None = None) -> Any:  # a Preview, which belongs to data
+    """Show rows, token lengths and one row as `model` would see it."""
+    return app.catalog.preview(name, model)
+
+
+@router.get("/datasets/{name:path}")
+def show_dataset(name: str, app: App) -> Dataset:
+    return app.catalog.dataset(name)
+
+
+@router.delete("/datasets/{name:path}")
+def remove_dataset(name: str, app: App) -> AnyArtifact:
+    """Forget a dataset and free its space; answers with what it was."""
+    return app.remove("datasets", name)
+
+
+@router.get("/models")
+def list_models(app: App) -> list[Model | Adapter]:
+    """List models and adapters, newest first."""
+    return app.servable()
+
+
+@router.post("/models", status_code=201)
+def add_model(body: AddModel, app: App) -> Model | Adapter:
+    """Register a folder that lies on the server's machine."""
+    return app.catalog.add_model(Path(body.path), body.name, replace=body.replace)
+
+
+@router.get("/models/{name:path}/lineage")
+def lineage(name: str, app: App) -> LineageNode:
+    """Show what a model was made from, and how, back to what was pulled or uploaded."""
+    return app.catalog.lineage(name)
+
+
+@router.post("/models/{name:path}/alias")
+def alias(name: str, body: NewAlias, app: App) -> AnyArtifact:
+    """Let a further name mean this model."""
+    return app.catalog.alias(name, body.alias)
+
+
+@router.get("/models/{name:path}")
+def show_model(name: str, app: App) -> Model | Adapter:
+    return app.catalog.model(name)
+
+
+@router.delete("/models/{name:path}")
+def remove_model(name: str, app: App) -> AnyArtifact:
+    """Forget a model or adapter and free its space; answers with what it was."""
+    return app.remove("models", name)

@@ -1,0 +1,146 @@
+"""Jobs over HTTP: ask for one, look at it, follow its events, cancel it, try it again."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Body, Depends, Header, Path, Query, Response
+from fastapi.concurrency import run_in_threadpool
+from fastapi.responses import PlainTextResponse, StreamingResponse
+
+from modelworks.api.dependencies import services
+from modelworks.api.event_stream import Stopping, follow
+from modelworks.app.kinds import KINDS, JobKind
+from modelworks.app.services import CANCEL_WAIT_SECONDS, Services
+from modelworks.core.nouns import Event, Job
+from modelworks.core.states import JobState
+
+router = APIRouter(prefix="/modelworks", tags=["jobs"])
+App = Annotated[Services, Depends(services)]
+CANCEL_LOOK_SECONDS = 0.5
+JobId = Annotated[str, Path(description="id or alias of a job")]
+
+
+@dataclass(frozen=True, kw_only=True)
+class JobDetail(Job):
+    """A job, and the newest progress it reported."""
+
+    progress: Event | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class JobPage:
+    """Jobs, newest first; `next` is the `before` of the next page, absent on the last."""
+
+    items: list[Job]
+    next: str | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class EventPage:
+    """Events in order; `next` is the `after` of the next page."""
+
+    items: list[Event]
+    next: int
+
+
+def _submitting(kind: JobKind[Any]) -> Callable[..., Job]:
+    # The body is read by the service, so that a misspelt key is answered with the nearest known one.
+    def submit(
+        spec: Annotated[dict[str, Any], Body()],
+        app: App,
+        response: Response,
+        priority: Annotated[int, Query(description="-100 to 100; higher goes first")] = 0,
+        idempotency_key: Annotated[
+            str | None, Header(max_length=255, description="the same key and spec give the same job")
+        ] = None,
+    ) -> Job:
+        job = app.submit(kind.name, spec, priority=priority, idempotency_key=idempotency_key)
+        response.headers["Location"] = f"{router.prefix}/jobs/{job.id}"
+        return job
+
+    return submit
+
+
+for _kind in KINDS.values():
+    _schema = {"content": {"application/json": {"schema": _kind.spec.model_json_schema()}}, "required": True}
+    router.add_api_route(
+        f"/{_kind.name}",
+        _submitting(_kind),
+        methods=["POST"],
+        status_code=202,
+        operation_id=_kind.name,
+        summary=f"Queue a job: {_kind.name}",
+        description=_kind.spec.__doc__,
+        openapi_extra={"requestBody": _schema},
+    )
+
+
+@router.get("/jobs")
+def list_jobs(
+    app: App,
+    state: Annotated[list[JobState], Query(description="only these")] = [],  # noqa: B006  # FastAPI copies it
+    kind: str | None = None,
+    before: Annotated[str | None, Query(description="the `next` of the page before")] = None,
+    limit: int = 100,
+) -> JobPage:
+    """List jobs, newest first."""
+    items = app.jobs(states=tuple(state), kind=kind, before=before, limit=limit)
+    return JobPage(items=items, next=items[-1].id if len(items) == limit else None)
+
+
+@router.get("/jobs/{job_id}")
+def show_job(job_id: JobId, app: App) -> JobDetail:
+    """Show a job with its latest progress."""
+    job = app.job(job_id)
+    return JobDetail(**vars(job), progress=app.progress(job.id))
+
+
+@router.get("/jobs/{job_id}/events", response_model=EventPage)
+def job_events(
+    job_id: JobId,
+    app: App,
+    stopping: Stopping,
+    after: Annotated[int, Query(ge=0, description="only events numbered above this")] = 0,
+    limit: Annotated[int, Query(ge=1, le=1000)] = 1000,
+    last_event_id: Annotated[
+        int | None, Header(ge=0, description="as `after`; sent by browsers that reconnect")
+    ] = None,
+    accept: Annotated[str, Header()] = "",
+) -> EventPage | Response:
+    """Return a page of events or, asked for `text/event-stream`, follow them live until the job has ended."""
+    job = app.job(job_id)
+    after = after if last_event_id is None else last_event_id
+    if "text/event-stream" in accept:
+        headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
+        stream = follow(app, job.id, after, stopping)
+        return StreamingResponse(stream, media_type="text/event-stream", headers=headers)
+    items = app.events(job.id, after, limit)
+    return EventPage(items=items, next=items[-1].seq if items else after)
+
+
+@router.post("/jobs/{job_id}/cancel")
+async def cancel_job(job_id: JobId, app: App, stopping: Stopping) -> Job:
+    """Cancel a job; answers, once its run is gone, with the state that won."""
+    job = await run_in_threadpool(app.cancel, job_id, wait_seconds=0)
+    deadline = time.monotonic() + CANCEL_WAIT_SECONDS
+    # Waiting here and not in a thread: a thread would hold up the end of the server.
+    while not job.state.is_final and not stopping.is_set() and time.monotonic() < deadline:
+        await app.feed.wait(job.id, app.feed.seen(job.id), CANCEL_LOOK_SECONDS)
+        job = await run_in_threadpool(app.job, job.id)
+    return job
+
+
+@router.post("/jobs/{job_id}/retry", status_code=202)
+def retry_job(job_id: JobId, app: App) -> Job:
+    """Queue a failed or cancelled job again."""
+    return app.retry(job_id)
+
+
+@router.get("/jobs/{job_id}/log", response_class=PlainTextResponse)
+def job_log(job_id: JobId, app: App) -> str:
+    """Return the end of what the job's run printed."""
+    return app.output(job_id)

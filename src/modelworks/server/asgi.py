@@ -1,0 +1,61 @@
+"""The ASGI application: every router behind the same guards."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from fastapi import FastAPI
+from starlette.middleware import Middleware
+
+import modelworks
+from modelworks.api import artifacts, jobs, openai, system
+from modelworks.app.wiring import App
+from modelworks.core.config import Settings
+from modelworks.server import errors
+from modelworks.server.auth import KeyGuard
+from modelworks.server.limits import BodyGuard
+from modelworks.server.origin import HostGuard, OriginGuard, SecurityHeaders
+
+
+def create_asgi(app: App) -> FastAPI:
+    """Build the application on an open workspace; its engines live as long as its lifespan.
+
+    `state.stopping` is set when the process is about to end: streams then say goodbye.
+    """
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        async with app.engines():
+            yield
+
+    settings = app.services.settings
+    asgi = FastAPI(
+        title="Modelworks",
+        version=modelworks.__version__,
+        description=modelworks.__doc__ or "",
+        lifespan=lifespan,
+        middleware=guards(settings),
+        # Both pages load scripts from elsewhere, which works neither offline nor with our content policy.
+        docs_url=None,
+        redoc_url=None,
+    )
+    asgi.state.services = app.services
+    asgi.state.stopping = asyncio.Event()
+    for router in (system.router, jobs.router, artifacts.router, openai.router):
+        asgi.include_router(router)
+    errors.install(asgi)
+    return asgi
+
+
+def guards(settings: Settings) -> list[Middleware]:
+    """What stands before every route of every port, outermost first."""
+    return [
+        Middleware(SecurityHeaders),
+        Middleware(errors.LastResort),
+        Middleware(HostGuard, settings),
+        Middleware(OriginGuard, settings),
+        Middleware(KeyGuard, settings),
+        Middleware(BodyGuard),
+    ]

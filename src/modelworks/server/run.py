@@ -1,0 +1,120 @@
+"""The server process: taking its place, listening, saying so, and ending in order."""
+
+from __future__ import annotations
+
+import signal
+import socket
+import sys
+from collections.abc import Callable
+from contextlib import ExitStack
+
+import uvicorn
+from fastapi import FastAPI
+
+import modelworks
+from modelworks.app.presence import announce, only_server
+from modelworks.app.wiring import App
+from modelworks.core.config import Settings
+from modelworks.core.errors import Conflict, Invalid, Unavailable
+from modelworks.server.asgi import create_asgi
+from modelworks.server.logs import log_to_stderr
+from modelworks.server.sockets import check_exposure, listen, url_of
+
+EXIT_FAILED = 1
+EXIT_USAGE = 2
+EXIT_CANNOT_BIND = 3
+# Replies that are still going on when the process is to end get this long.
+GRACE_SECONDS = 5
+HEADER_BYTES = 16 << 10
+WEBSOCKET_FRAME_BYTES = 64 << 10
+
+
+def _say(line: str) -> None:
+    sys.stderr.write(line + "\n")
+    sys.stderr.flush()
+
+
+def serve(app: App, settings: Settings, say: Callable[[str], None] = _say) -> int:
+    """Serve the workspace until SIGTERM or Ctrl-C, then close `app`; return the exit code. Blocks.
+
+    Jobs go on after it; the next server adopts them.
+    """
+    with ExitStack() as stack:
+        stack.callback(app.close)
+        try:
+            check_exposure(settings)
+            stack.enter_context(only_server(settings))
+            sockets = listen(settings.host, settings.port)
+        except Invalid as error:
+            say(f"modelworks: {error.message}")
+            return EXIT_USAGE
+        except (Conflict, Unavailable) as error:
+            say(f"modelworks: {error.message}")
+            return EXIT_CANNOT_BIND
+        for taken in sockets:
+            stack.callback(taken.close)
+        log_to_stderr(settings)
+        url = url_of(settings.host, sockets[0].getsockname()[1])
+
+        def ready() -> None:
+            announce(settings, url)
+            say(_welcome(settings, url))
+
+        app.start_worker()
+        server = _Server(create_asgi(app), ready)
+        _keep_signals_from_killing()
+        try:
+            server.run(sockets)
+        except SystemExit:
+            # uvicorn's word for "the lifespan did not start"; it has logged why.
+            return EXIT_FAILED
+    return 0
+
+
+class _Server(uvicorn.Server):
+    """uvicorn, told when to say that it is ready and to end its streams first."""
+
+    def __init__(self, asgi: FastAPI, ready: Callable[[], None]) -> None:
+        super().__init__(
+            uvicorn.Config(
+                asgi,
+                lifespan="on",
+                log_config=None,
+                access_log=False,
+                server_header=False,
+                # X-Forwarded-* from whoever sends it must not change what we take for the client.
+                proxy_headers=False,
+                timeout_graceful_shutdown=GRACE_SECONDS,
+                h11_max_incomplete_event_size=HEADER_BYTES,
+                ws_max_size=WEBSOCKET_FRAME_BYTES,
+            )
+        )
+        self.asgi = asgi
+        self.ready = ready
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        self.ready()
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        self.asgi.state.stopping.set()
+        await super().shutdown(sockets)
+
+
+def _keep_signals_from_killing() -> None:
+    """uvicorn ends in order on these signals, then raises them again for whoever handled them before."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda _number, _frame: None)
+
+
+def _welcome(settings: Settings, url: str) -> str:
+    door = "needs the API key" if settings.api_key else "open to this machine"
+    if settings.insecure_no_auth and settings.api_key is None:
+        door = "OPEN TO EVERYBODY who can reach this address"
+    return (
+        f"Modelworks {modelworks.__version__} listens on {url} ({door})\n"
+        f"  workspace   {settings.home}\n"
+        f"  OpenAI API  {url}/v1\n"
+        f"  next        modelworks models ls | modelworks jobs ls | modelworks chat MODEL\n"
+        f"  end         Ctrl-C; running jobs go on and are taken up by the next server"
+    )
