@@ -1,0 +1,145 @@
+"""What a format is, and the words formats share: a cell of text, a list of turns, a finished conversation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import orjson
+
+from modelworks.core.errors import Invalid
+from modelworks.core.registry import find_plugins
+from modelworks.data.record import Conversation, Message, Record
+
+Row: TypeAlias = Mapping[str, object]
+
+_ROLES = {
+    "system": "system", "developer": "system",
+    "user": "user", "human": "user", "prompter": "user",
+    "assistant": "assistant", "gpt": "assistant", "chatgpt": "assistant", "model": "assistant", "bot": "assistant",
+    "tool": "tool", "function": "tool", "observation": "tool",
+}  # fmt: skip
+
+
+class BadRow(Invalid):
+    """One row cannot be read; `column` says where in it."""
+
+    def __init__(self, column: str, what: str, remedy: str = "") -> None:
+        super().__init__(f"column {column}: {what}")
+        self.column, self.what, self.remedy = column, what, remedy
+
+
+@dataclass(frozen=True, slots=True)
+class Format:
+    """How rows of one kind become records.
+
+    `convert` returns None for a row with nothing to learn and raises BadRow for one it cannot read. Of the formats
+    that fit a file the one with the highest rank is taken.
+    """
+
+    name: str
+    needs: tuple[str, ...]
+    optional: tuple[str, ...]
+    convert: Callable[[Row], Record | None]
+    rank: int
+
+    def fits(self, columns: Collection[str]) -> bool:
+        return set(self.needs) <= set(columns)
+
+
+def formats() -> Mapping[str, Format]:
+    return find_plugins("modelworks.data.formats", Format)
+
+
+def text_of(row: Row, column: str) -> str:
+    """The cell as text; blank for null."""
+    if column not in row:
+        raise BadRow(column, "is missing", f"give every row a {column!r}")
+    value = row[column]
+    if value is None:
+        return ""
+    if isinstance(value, str):
+        return value
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, int | float):
+        return str(value)
+    raise BadRow(column, f"is {kind_of(value)}, not text", "write it as a string")
+
+
+def converse(system: str, turns: Sequence[Message], prompt: str, answer: str) -> Conversation | None:
+    """Put a conversation together from a system prompt or "", earlier turns, a prompt and its answer; None if blank."""
+    if not prompt.strip() or not answer.strip():
+        return None
+    first = (Message("system", system),) if system.strip() else ()
+    return Conversation((*first, *turns, Message("user", prompt), Message("assistant", answer)))
+
+
+def turns_of(row: Row, column: str) -> tuple[Message, ...]:
+    """The turns of a list of `{role, content}` or `{from, value}` objects; a table's cell may hold the list as JSON."""
+    if column not in row:
+        raise BadRow(column, "is missing", f"give every row a {column!r}")
+    value = row[column]
+    if isinstance(value, str) and value.lstrip().startswith("["):
+        try:
+            value = orjson.loads(value)
+        except orjson.JSONDecodeError as error:
+            raise BadRow(column, f"is not JSON: {error}") from None
+    if value is None or value == "":
+        return ()
+    if not isinstance(value, list):
+        raise BadRow(column, f"is {kind_of(value)}, not a list of messages")
+    return tuple(_turn(turn, f"{column}[{index}]") for index, turn in enumerate(value))
+
+
+def finish(turns: Sequence[Message], column: str) -> Conversation | None:
+    """Check the order of the turns; None if there is no answer to learn."""
+    kept = [turn for turn in turns if turn.role != "system" or turn.content.strip()]
+    if not any(turn.content.strip() for turn in kept if turn.role != "system"):
+        return None
+    if kept[-1].role != "assistant":
+        raise BadRow(column, f"ends with a {kept[-1].role} message", "the last message must be the assistant's answer")
+    if not kept[-1].content.strip():
+        return None
+    for index, turn in enumerate(kept):
+        if turn.role == "system" and index > 0:
+            raise BadRow(column, f"message {index + 1} is a system message", "put the system message first")
+        if not turn.content.strip():
+            raise BadRow(column, f"message {index + 1} ({turn.role}) is empty", "remove it or fill it in")
+    return Conversation(tuple(kept))
+
+
+def kind_of(value: object) -> str:
+    """What a JSON value is, with its article, for messages."""
+    if value is None:
+        return "null"
+    kinds = ((bool, "a boolean"), (int | float, "a number"), (str, "a string"), (list, "a list"), (dict, "an object"))
+    return next((name for kind, name in kinds if isinstance(value, kind)), f"a {type(value).__name__}")
+
+
+def _turn(turn: object, where: str) -> Message:
+    if not isinstance(turn, dict):
+        raise BadRow(where, f"is {kind_of(turn)}, not a message")
+    role, content = turn.get("role", turn.get("from")), turn.get("content", turn.get("value"))
+    if not isinstance(role, str):
+        raise BadRow(where, "has no role", 'write {"role": "user", "content": "..."}')
+    known = _ROLES.get(role.strip().lower())
+    if known is None:
+        raise BadRow(where, f"has the unknown role {role!r}", "use system, user, assistant or tool")
+    if turn.get("tool_calls"):
+        raise BadRow(where, "calls tools, which cannot be learned from yet", "leave such rows out")
+    return Message(known, _content(content, where))
+
+
+def _content(content: object, where: str) -> str:
+    if content is None:
+        return ""
+    if isinstance(content, str):
+        return content
+    if isinstance(content, list):  # parts, as the OpenAI API writes them
+        texts = [part.get("text") for part in content if isinstance(part, dict) and part.get("type") == "text"]
+        if len(texts) == len(content) and all(isinstance(text, str) for text in texts):
+            return "".join(str(text) for text in texts)
+        raise BadRow(where, "has parts that are not text", "only text can be learned")
+    raise BadRow(where, f"has content that is {kind_of(content)}, not text", "write it as a string")

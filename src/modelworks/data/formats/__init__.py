@@ -1,0 +1,1 @@
+"""The formats a file of rows may have, one a file."""

@@ -1,0 +1,13 @@
+"""Chat messages as the OpenAI API writes them: a list of role and content."""
+
+from __future__ import annotations
+
+from modelworks.data.format import Format, Row, finish, turns_of
+from modelworks.data.record import Conversation
+
+
+def convert(row: Row) -> Conversation | None:
+    return finish(turns_of(row, "messages"), "messages")
+
+
+MESSAGES = Format("messages", ("messages",), (), convert, rank=5)

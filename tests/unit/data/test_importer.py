@@ -1,0 +1,241 @@
+from __future__ import annotations
+
+import csv
+import json
+import tracemalloc
+from collections.abc import Sequence
+from pathlib import Path
+
+import pyarrow
+import pyarrow.parquet
+import pytest
+
+from modelworks.core.errors import Invalid, NotFound
+from modelworks.data.importer import ImportReport, import_file
+from modelworks.data.record import Conversation, Message, Record, Text, count, read_records
+from modelworks.data.spec import ImportSpec
+
+ALL_TRAIN = ImportSpec(validation_share=0)
+PAIR = {"instruction": "Add 1 and 1", "output": "2"}
+
+
+def write_lines(path: Path, rows: Sequence[object]) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+def bring(source: Path, tmp_path: Path, spec: ImportSpec = ALL_TRAIN) -> tuple[ImportReport, list[Record]]:
+    folder = tmp_path / f"staged{len(list(tmp_path.iterdir()))}"
+    folder.mkdir()
+    report = import_file(source, folder, spec)
+    assert count(folder, "train") == report.train_rows
+    assert count(folder, "validation") == report.validation_rows
+    return report, [*read_records(folder, "train"), *read_records(folder, "validation")]
+
+
+USER_A = {"role": "user", "content": "a"}
+ANSWER_B = {"role": "assistant", "content": "b"}
+
+
+def asked(prompt: str, answer: str) -> Conversation:
+    return Conversation((Message("user", prompt), Message("assistant", answer)))
+
+
+A_B = asked("a", "b")
+
+
+@pytest.mark.parametrize(
+    ("name", "row", "record"),
+    [
+        ("alpaca", PAIR, asked("Add 1 and 1", "2")),
+        ("alpaca", {"instruction": "Say", "input": "oui", "output": "yes", "text": "x"}, asked("Say\n\noui", "yes")),
+        (
+            "alpaca",
+            {"instruction": "b", "output": "c", "system": "s", "history": [["q", "a"]]},
+            Conversation((Message("system", "s"), *asked("q", "a").messages, *asked("b", "c").messages)),
+        ),
+        ("messages", {"messages": [USER_A, ANSWER_B]}, A_B),
+        (
+            "messages",
+            {"messages": [{"role": "user", "content": [{"type": "text", "text": "a"}]}, ANSWER_B]},
+            A_B,
+        ),
+        ("sharegpt", {"conversations": [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}]}, A_B),
+        ("prompt_completion", {"prompt": "a", "completion": "b"}, A_B),
+        (
+            "prompt_completion",
+            {"prompt": [USER_A], "completion": [ANSWER_B]},
+            A_B,
+        ),
+        ("input_output", {"input": "a", "output": 7}, asked("a", "7")),
+        ("text", {"text": "Once upon a time"}, Text("Once upon a time")),
+    ],
+)  # fmt: skip
+def test_finds_each_format_by_looking(tmp_path: Path, name: str, row: object, record: Record) -> None:
+    report, records = bring(write_lines(tmp_path / "rows.jsonl", [row]), tmp_path)
+
+    assert report.format == name
+    assert records == [record]
+
+
+def test_reads_the_same_rows_from_every_kind_of_file(tmp_path: Path) -> None:
+    rows = [{"input": f'ask "{i}",\nä{i}', "output": f"say {i}"} for i in range(300)]
+    jsonl = write_lines(tmp_path / "a.jsonl", rows)
+    array, pretty, table, tabs, parquet = (
+        tmp_path / f"a.{end}" for end in ("1.json", "2.json", "csv", "tsv", "parquet")
+    )
+    array.write_text("\ufeff" + json.dumps(rows, ensure_ascii=False), encoding="utf-8")
+    pretty.write_text("\n".join(json.dumps(row, indent=2) for row in rows))
+    for path, delimiter in ((table, ";"), (tabs, "\t")):
+        with path.open("w", newline="", encoding="utf-8-sig") as file:
+            writer = csv.DictWriter(file, ["input", "output"], delimiter=delimiter)
+            writer.writeheader()
+            writer.writerows(rows)
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), parquet)
+
+    results = [bring(path, tmp_path)[1] for path in (jsonl, array, pretty, table, tabs, parquet)]
+
+    assert len(results[0]) == 300
+    assert all(records == results[0] for records in results)
+
+
+def test_a_mapping_names_the_columns(tmp_path: Path) -> None:
+    source = write_lines(tmp_path / "rows.jsonl", [{"question": "a", "answer": "b", "output": "no"}])
+    spec = ImportSpec(columns={"instruction": "question", "output": "answer"}, validation_share=0)
+
+    assert bring(source, tmp_path, spec)[1] == [asked("a", "b")]
+
+
+def test_unknown_columns_are_answered_with_what_is_there_and_what_is_needed(tmp_path: Path) -> None:
+    source = write_lines(tmp_path / "rows.jsonl", [{"question": "a", "answer": "b"}])
+
+    with pytest.raises(Invalid, match=r"columns answer, question.*alpaca needs instruction, output.*columns:"):
+        bring(source, tmp_path)
+    with pytest.raises(Invalid, match="did you mean question"):
+        bring(source, tmp_path, ImportSpec(columns={"input": "questoin"}))
+    with pytest.raises(NotFound, match="did you mean alpaca"):
+        bring(source, tmp_path, ImportSpec(format="alpacca"))
+    with pytest.raises(Invalid, match="lacks instruction, output for alpaca"):
+        bring(source, tmp_path, ImportSpec(format="alpaca"))
+
+
+def test_a_bad_row_is_named_with_its_line_its_column_and_a_remedy(tmp_path: Path) -> None:
+    source = write_lines(tmp_path / "rows.jsonl", [{**PAIR, "output": f"{i}"} for i in range(60)])
+    source.write_text(source.read_text() + '{"instruction": "a", "output": [1]}\n{"broken\n{"instruction": "a"}\n')
+
+    report, _ = bring(source, tmp_path)
+
+    assert [problem.where for problem in report.problems] == [
+        "line 61, column output",
+        "line 62",
+        "line 63, column output",
+    ]
+    assert str(report.problems[0]) == "line 61, column output: is a list, not text (write it as a string)"
+    assert (report.rows_read, report.train_rows, report.bad_rows) == (63, 60, 3)
+
+
+def test_more_than_five_percent_of_bad_rows_fail_the_import_unless_they_are_to_be_skipped(tmp_path: Path) -> None:
+    source = write_lines(tmp_path / "rows.jsonl", [PAIR, *([{"instruction": "a", "output": {}}] * 30)])
+
+    with pytest.raises(Invalid, match="30 of 31 rows") as caught:
+        bring(source, tmp_path)
+
+    assert len(caught.value.problems) == 20
+    assert bring(source, tmp_path, ImportSpec(on_bad_rows="skip"))[0].train_rows == 1
+
+
+@pytest.mark.parametrize(
+    ("messages", "what"),
+    [
+        ([{"role": "user", "content": "a"}], "ends with a user message"),
+        ([{"role": "boss", "content": "a"}], "unknown role 'boss'"),
+        ([{"role": "user", "content": " "}, {"role": "assistant", "content": "b"}], "message 1 .user. is empty"),
+        ([{"content": "a"}], "has no role"),
+        ("hello", "is a string, not a list"),
+        ([{"role": "assistant", "content": None, "tool_calls": [{}]}], "calls tools"),
+        ([{"role": "user", "content": [{"type": "image"}]}], "parts that are not text"),
+    ],
+)
+def test_bad_messages_are_told_apart(tmp_path: Path, messages: object, what: str) -> None:
+    with pytest.raises(Invalid, match=what):
+        bring(write_lines(tmp_path / "rows.jsonl", [{"messages": messages}]), tmp_path)
+
+
+def test_duplicate_and_empty_rows_are_counted_and_dropped(tmp_path: Path) -> None:
+    rows = [PAIR, {**PAIR, "input": ""}, {**PAIR, "output": " "}, {**PAIR, "output": None}, {**PAIR, "output": "two"}]
+
+    report, records = bring(write_lines(tmp_path / "rows.jsonl", rows), tmp_path)
+
+    assert (len(records), report.duplicate_rows, report.empty_rows) == (2, 1, 2)
+
+
+def test_a_split_column_is_honoured(tmp_path: Path) -> None:
+    rows = [{"text": f"{i}", "split": ("train", "validation", "Test")[i % 3]} for i in range(30)]
+
+    report, records = bring(write_lines(tmp_path / "rows.jsonl", rows), tmp_path, ImportSpec())
+
+    assert report.validation_rows == 20
+    assert {int(record.text) % 3 for record in records[:10] if isinstance(record, Text)} == {0}
+
+
+def test_about_the_share_asked_for_is_held_out_and_at_least_one_row_of_two(tmp_path: Path) -> None:
+    many = write_lines(tmp_path / "many.jsonl", [{"text": f"{i}"} for i in range(2000)])
+    two = write_lines(tmp_path / "two.jsonl", [{"text": "a"}, {"text": "b"}])
+
+    # 10 % of 2000, within four standard deviations (sqrt(2000 * 0.1 * 0.9) = 13.4)
+    assert 146 < bring(many, tmp_path, ImportSpec())[0].validation_rows < 254
+    for seed in range(20):
+        assert bring(two, tmp_path, ImportSpec(seed=seed, validation_share=0.5))[0].validation_rows == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.jsonl", b'{"text": "ok"}\n{"text": "caf\xe9"}\n', "byte 28 is 0xe9"),
+        ("a.csv", '"text"\nx\n'.encode("utf-16"), "UTF-16 mark at byte 0"),
+        ("a.json", b'[{"text": "a"},\n{"text": ', "line 2"),
+        ("a.json", b'[{"text": "a"}', "breaks off"),
+        ("a.json", b'[{"text": "a"}] {}', "more after the array"),
+        ("a.csv", b"text,text\na,b\n", "repeat"),
+        ("a.parquet", b"PAR1 and no more", "not a whole Parquet file"),
+        ("a.bin", b"\x00\x01", "no known kind"),
+        ("a.jsonl", b"", "holds no rows"),
+        ("a.jsonl", b"[1]\n", "line 1: is a list; every row must be an object"),
+        ("a.gz", b"\x1f\x8b..", "compressed"),
+    ],
+)
+def test_a_file_that_cannot_be_read_says_why(tmp_path: Path, name: str, content: bytes, message: str) -> None:
+    (tmp_path / name).write_bytes(content)
+
+    with pytest.raises(Invalid, match=message):
+        bring(tmp_path / name, tmp_path)
+
+
+def test_a_missing_file_is_not_found(tmp_path: Path) -> None:
+    with pytest.raises(NotFound):
+        bring(tmp_path / "none.jsonl", tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "json"])
+def test_memory_grows_by_digests_and_not_by_rows(tmp_path: Path, kind: str) -> None:
+    # 40 MB of 20,000 rows: their digests take 2 MB, the reader's chunks some more
+    source = tmp_path / f"large.{kind}"
+    with source.open("w") as file:
+        file.write("[" if kind == "json" else "")
+        for i in range(20_000):
+            row = json.dumps({"instruction": f"Say {i}", "output": f"{i} " + "x" * 2000})
+            file.write(row + ("\n" if kind == "jsonl" else "]" if i == 19_999 else ", "))
+
+    tracemalloc.start()
+    report, peak = _import_and_measure(source, tmp_path)
+    tracemalloc.stop()
+
+    assert report.rows_read == 20_000
+    assert peak < 16 * 1024 * 1024
+
+
+def _import_and_measure(source: Path, tmp_path: Path) -> tuple[ImportReport, int]:
+    folder = tmp_path / "large"
+    folder.mkdir()
+    report = import_file(source, folder, ImportSpec())
+    return report, tracemalloc.get_traced_memory()[1]
