@@ -26,6 +26,7 @@ from modelworks.core.errors import (
     Unavailable,
     Unsupported,
 )
+from modelworks.core.generation import QueueFull
 from modelworks.core.ids import new_id
 from modelworks.core.nouns import JsonObject
 
@@ -64,6 +65,7 @@ STATUS: Mapping[type[ModelworksError], int] = {
     Conflict: 409,
     TooLarge: 413,
     ForeignHost: 421,
+    QueueFull: 429,
     Bug: 500,
     Unsupported: 501,
     Unavailable: 503,
@@ -86,12 +88,18 @@ def error_response(error: ModelworksError, path: str, status: int | None = None)
     return JSONResponse(problem_body(error, status), status, headers, media_type="application/problem+json")
 
 
+def category_of(error: ModelworksError) -> str:
+    """The code of the nearest error that every client knows: those of the core."""
+    return next(kind.code for kind in type(error).__mro__ if kind.__module__ == ModelworksError.__module__)
+
+
 def problem_body(error: ModelworksError, status: int) -> JsonObject:
     return {
         "type": "about:blank",
         "title": HTTPStatus(status).phrase,
         "status": status,
         "code": error.code,
+        "category": category_of(error),
         "detail": error.message,
         "problems": [{"where": item.where, "what": item.what, "remedy": item.remedy} for item in error.problems],
     }
