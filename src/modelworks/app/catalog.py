@@ -21,6 +21,7 @@ from modelworks.store import catalog, files
 from modelworks.store.database import Database
 
 if TYPE_CHECKING:
+    from modelworks.data.importer import ImportReport
     from modelworks.data.preview import Preview
     from modelworks.data.spec import ImportSpec
 
@@ -110,7 +111,7 @@ class Catalog:
             number, name = number + 1, f"{wanted}-{number}"
         return check_name(name)
 
-    def upload(self, source: Path, spec: ImportSpec) -> tuple[Dataset, JsonObject]:
+    def upload(self, source: Path, spec: ImportSpec) -> tuple[Dataset, ImportReport]:
         """Import a file of rows; return the dataset and the report of the import. Blocks."""
         from modelworks.data.importer import import_file
 
@@ -120,10 +121,10 @@ class Catalog:
         recipe: JsonObject = {"source": source.name} | spec.model_dump(mode="json")
         with self._staging() as folder:
             report = import_file(source, folder, spec)
-            dataset = self._settle(folder, ArtifactKind.DATASET, name, report.facts, recipe, replace=spec.replace)
+            dataset = self._settle(folder, ArtifactKind.DATASET, name, report.facts(), recipe, replace=spec.replace)
         if not isinstance(dataset, Dataset):
             raise TypeError(f"{dataset.kind}")
-        return dataset, report.to_json()
+        return dataset, report
 
     def preview(self, name: str, model: str | None) -> Preview:
         """Token lengths and a rendered sample of a dataset, as `model` would see it."""
@@ -135,14 +136,17 @@ class Catalog:
             folder = (self.base_of(found) if isinstance(found, Adapter) else found).path
         return preview(self.dataset(name).path, folder)
 
-    def add_model(self, source: Path, name: str, *, replace: bool) -> Model | Adapter:
-        """Copy a checkpoint or adapter folder into the workspace under `name`. Blocks."""
+    def add_model(self, source: Path, name: str, *, base: str | None = None, replace: bool = False) -> Model | Adapter:
+        """Copy a checkpoint or adapter folder into the workspace under `name`. Blocks.
+
+        `base` is what an adapter was trained on, where its folder names a base that is not known here by that name.
+        """
         from modelworks.weights.safety import check_folder
 
         source = self.allowed(source)
         self.check_free("models", name, replace=replace)
         check_folder(source)
-        kind, facts = self._inspect(source)
+        kind, facts = self._inspect(source, base)
         files.check_space(self.settings.home, sum(file.stat().st_size for file in source.rglob("*") if file.is_file()))
         with self._staging() as folder:
             shutil.copytree(source, folder, dirs_exist_ok=True)
@@ -219,13 +223,14 @@ class Catalog:
         kind, facts = self._inspect(folder)
         return self._describe(folder, kind, str(folder), facts, {"source": str(folder)})
 
-    def _inspect(self, folder: Path) -> tuple[ArtifactKind, JsonObject]:
+    def _inspect(self, folder: Path, base_name: str | None = None) -> tuple[ArtifactKind, JsonObject]:
         from modelworks.weights.layout import inspect_adapter, inspect_model, what_is
 
         if what_is(folder) == "model":
             return ArtifactKind.MODEL, asdict(inspect_model(folder))
         facts = asdict(inspect_adapter(folder))
-        base = self.resolve("models", str(facts.pop("base_name")))
+        told = str(facts.pop("base_name"))
+        base = self.resolve("models", base_name or told)
         if not isinstance(base, Model):
             raise Invalid(f"{folder}: its base {base.name} is not a full model")
         return ArtifactKind.ADAPTER, facts | {"base": base.id, "base_name": base.name, "base_digest": base.digest}
