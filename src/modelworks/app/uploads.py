@@ -14,8 +14,9 @@ from modelworks.app.services import Services
 from modelworks.core.config import Settings
 from modelworks.core.errors import Invalid
 from modelworks.core.ids import new_id
-from modelworks.core.nouns import Dataset, JsonObject
+from modelworks.core.nouns import Dataset
 from modelworks.core.spec import parse_spec
+from modelworks.data.importer import ImportReport
 from modelworks.data.spec import ImportSpec
 from modelworks.store import files
 
@@ -28,7 +29,7 @@ class Imported:
     """A new dataset, and what its import counted and found."""
 
     dataset: Dataset
-    report: JsonObject
+    report: ImportReport
 
 
 @dataclass(frozen=True)
