@@ -16,6 +16,7 @@ import jinja2
 import jinja2.ext
 from jinja2 import nodes
 from jinja2.sandbox import ImmutableSandboxedEnvironment
+from jinja2.visitor import NodeTransformer
 
 from modelworks.core.clock import now
 
@@ -60,7 +61,7 @@ def render(source: str, variables: Mapping[str, object]) -> str:
 
 
 class _Environment(ImmutableSandboxedEnvironment):
-    intercepted_binops = frozenset({"*", "**"})
+    intercepted_binops = frozenset({"+", "*", "**"})
 
     def tick(self) -> None:
         if time.monotonic() > _deadline.get():
@@ -69,20 +70,40 @@ class _Environment(ImmutableSandboxedEnvironment):
     def _parse(self, source: str, name: str | None, filename: str | None) -> nodes.Template:
         # A loop or a recursive macro may never write anything, so each turn of either looks at the clock.
         tree = super()._parse(source, name, filename)
+        _Bounding().visit(tree)
         blocks: list[nodes.For | nodes.Macro] = [*tree.find_all(nodes.For), *tree.find_all(nodes.Macro)]
         for block in blocks:
             call = nodes.Call(nodes.EnvironmentAttribute("tick"), [], [], None, None)
             block.body.insert(0, nodes.ExprStmt(call).set_lineno(block.lineno))
         return tree
 
+    def bounded(self, text: str) -> str:
+        if len(text) > MAX_OUTPUT_CHARACTERS:
+            raise TemplateFailed(f"it puts together more than {MAX_OUTPUT_CHARACTERS} characters")
+        return text
+
+    def call(self, context: Context, obj: object, /, *arguments: object, **named: object) -> object:
+        if any(isinstance(value, int) and _size(value) > MAX_OUTPUT_CHARACTERS for value in arguments):
+            raise TemplateFailed("it calls for something huge")
+        return super().call(context, obj, *arguments, **named)
+
     def call_binop(self, context: Context, operator: str, left: object, right: object) -> object:
         # 'x' * 10**9 and 9 ** 9**9 would fill the memory in one step, between two looks at the clock.
-        product = _size(left) * _size(right)
-        if product > MAX_OUTPUT_CHARACTERS:
-            raise TemplateFailed(f"it computes {operator} with huge operands")
-        if operator == "**" and isinstance(right, int) and abs(right) > 64:
-            raise TemplateFailed("it computes a huge power")
+        if operator != "+":
+            huge = _size(left) * _size(right) > MAX_OUTPUT_CHARACTERS
+            if huge or (operator == "**" and isinstance(right, int) and abs(right) > 64):
+                raise TemplateFailed(f"it computes {operator} with huge operands")
+        elif isinstance(left, str | list | tuple) and _size(left) + _size(right) > MAX_OUTPUT_CHARACTERS:
+            raise TemplateFailed(f"it puts together more than {MAX_OUTPUT_CHARACTERS} characters")
         return super().call_binop(context, operator, left, right)
+
+
+class _Bounding(NodeTransformer):
+    """Puts every `~` through `bounded`: a loop that doubles a text would fill the memory before its time is up."""
+
+    def visit_Concat(self, node: nodes.Concat) -> nodes.Node:  # noqa: N802 - jinja2 calls it by this name
+        self.generic_visit(node)
+        return nodes.Call(nodes.EnvironmentAttribute("bounded"), [node], [], None, None).set_lineno(node.lineno)
 
 
 class _Generation(jinja2.ext.Extension):

@@ -142,6 +142,9 @@ def test_a_template_that_rewrites_answers_is_refused(tmp_path: Path) -> None:
         ("{{ ''.__class__.__mro__ }}", "unsafe"),
         ("{% for i in range(99999) %}{{ 'x' * 1000 }}{% endfor %}", "writes more than"),
         ("{{ 'x' * 10**9 }}", "huge"),
+        ("{{ 'x'.center(10000000000) }}", "huge"),
+        ("{% set ns = namespace(t='x') %}{% for i in range(60) %}{% set ns.t = ns.t ~ ns.t %}{% endfor %}", "together"),
+        ("{% set ns = namespace(t='x') %}{% for i in range(60) %}{% set ns.t = ns.t + ns.t %}{% endfor %}", "together"),
         ("{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}", "longer than 1 s"),
         ("{% macro f() %}{{ f() }}{{ f() }}{% endmacro %}{{ f() }}", "recursion"),
         ("{{ raise_exception('roles must alternate') }}", "roles must alternate"),
@@ -171,7 +174,8 @@ FEATURES = (
     "  {% for m in messages %}\n  {%- set ns = namespace(n=loop.index) %}\n{{ ns.n }}{{ m | tojson }}\n"
     "{{ m | tojson(indent=2) }}\n  {% if loop.index > 2 %}{% break %}{% endif %}\n"
     "  {% generation %}{{ m.content }}\n{% endgeneration %}\n{% endfor %}{{ bos_token }}{{ tools is defined }}"
-    "{{ dict(a=1) | tojson }}{{ strftime_now('%Y') }}{{ [1] * 3 }}{{ 'é<&' | tojson }}"
+    "{{ dict(a=1) | tojson }}"
+    "{{ strftime_now('%Y') }}{{ [1] * 3 }}{{ 'é<&' | tojson }}{{ 1 ~ 'a' ~ (2 + 3) }}{{ 'a' + 'b' }}{{ [1] + [2] }}"
 )
 
 
