@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from modelworks.core.context import JobContext
@@ -12,7 +13,7 @@ from modelworks.train.plan import check, choose_strategy, chosen_inputs
 from modelworks.train.publish import publish
 from modelworks.train.spec import TrainSpec
 from modelworks.train.strategy import Setup, Training
-from modelworks.weights.loading import choose_device, choose_dtype, quiet_libraries, use_physical_cores
+from modelworks.weights.loading import choose_device, choose_dtype, prepare_cpu, quiet_libraries
 
 
 def run(spec: TrainSpec, job: JobContext) -> JsonObject:
@@ -20,7 +21,7 @@ def run(spec: TrainSpec, job: JobContext) -> JsonObject:
     check(spec, job.inputs)
     _check_libraries()
     quiet_libraries()
-    use_physical_cores()
+    prepare_cpu()
     setup = _decide(spec, job)
     # Before the long work: a checkpoint of another training is refused at once.
     checkpoint = checkpoints.newest_verified(job.checkpoints, setup.fingerprint)
@@ -59,12 +60,13 @@ def _decide(spec: TrainSpec, job: JobContext) -> Setup:
     )
 
 
-def _train(job: JobContext, trainer: Any, checkpoint: Any) -> None:
+def _train(job: JobContext, trainer: Any, checkpoint: Path | None) -> None:
     if checkpoint is None:
         trainer.train()
         return
     job.log(f"resuming from step {checkpoints.step_of(checkpoint)}")
-    trainer.train(resume_from_checkpoint=str(checkpoint))
+    if not trainer.restore_finished(checkpoint):
+        trainer.train(resume_from_checkpoint=str(checkpoint))
 
 
 def _tell(setup: Setup, training: Training) -> None:

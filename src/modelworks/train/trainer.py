@@ -92,6 +92,17 @@ class Steady:
 
         set_peft_model_state_dict(self.model, load_file(Path(resume_from_checkpoint) / "adapter_model.safetensors"))
 
+    def restore_finished(self, checkpoint: Path) -> bool:
+        """Load `checkpoint` if it is that of the last step; the Trainer would add a step to it."""
+        from transformers import TrainerState
+
+        state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
+        if state.global_step < state.max_steps:
+            return False
+        self._load_from_checkpoint(str(checkpoint))
+        self.state = state
+        return True
+
 
 def common_arguments(setup: Setup) -> dict[str, Any]:
     """The TrainingArguments that follow from the spec, for any TRL trainer's configuration class."""

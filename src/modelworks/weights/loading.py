@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
@@ -12,6 +13,11 @@ if TYPE_CHECKING:
 
 DeviceChoice: TypeAlias = Literal["auto", "cpu", "cuda"]
 DtypeChoice: TypeAlias = Literal["auto", "bf16", "fp32"]
+
+# malloc.h
+_M_TRIM_THRESHOLD = -1
+_M_TOP_PAD = -2
+_M_MMAP_MAX = -4
 
 
 def choose_device(device: DeviceChoice) -> Literal["cpu", "cuda"]:
@@ -59,12 +65,24 @@ def quiet_libraries() -> None:
     logging.disable_progress_bar()
 
 
-def use_physical_cores() -> None:
-    """Compute with one thread a physical core: hyper-threads share the multipliers and only get in each other's way."""
+def prepare_cpu() -> None:
+    """Compute with one thread a physical core, and keep memory that was freed for the next step."""
     import psutil
     import torch
 
+    # Hyper-threads share the multipliers and only get in each other's way.
     torch.set_num_threads(psutil.cpu_count(logical=False) or psutil.cpu_count() or 1)
+    _keep_freed_memory()
+
+
+def _keep_freed_memory() -> None:
+    """Tell glibc to reuse large blocks instead of giving them back: getting them anew costs a fifth of a CPU step."""
+    libc = ctypes.CDLL(None)
+    if not hasattr(libc, "mallopt"):  # not glibc
+        return
+    libc.mallopt(_M_MMAP_MAX, 0)
+    libc.mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
+    libc.mallopt(_M_TOP_PAD, 64 * 2**20)
 
 
 def _cpu_has_bf16() -> bool:

@@ -1,0 +1,1 @@
+"""Evaluation: models measured on datasets, side by side. Knows nothing of HTTP or of the database."""

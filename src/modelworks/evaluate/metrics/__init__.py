@@ -1,0 +1,1 @@
+"""Ways to measure, one file each."""
