@@ -13,7 +13,7 @@ from modelworks.core.config import Settings, child_environment
 from modelworks.core.registry import choose, find_plugins
 from modelworks.jobs.executor import ExecutorKind
 from modelworks.jobs.worker import Worker, WorkerSettings
-from modelworks.serve.gateway import Gateway
+from modelworks.serve.gateway import Gateway, GatewaySettings
 from modelworks.store.database import open_database
 
 RUNNER = (sys.executable, "-m", "modelworks.app.child")
@@ -31,8 +31,14 @@ class App:
     @asynccontextmanager
     async def engines(self) -> AsyncIterator[Gateway]:
         """Have a gateway for as long as the block lasts; its engines end with it."""
-        settings = self.services.settings
-        gateway = make_gateway(self.services, settings)
+        settings, catalog = self.services.settings, self.services.catalog
+        how = GatewaySettings(
+            folder=settings.home / "engines",
+            environment=child_environment(settings),
+            max_sequences=settings.max_sequences,
+            max_queued=settings.max_queued_requests,
+        )
+        gateway = Gateway(resolve=catalog.model, base_of=catalog.base_of, settings=how)
         self.services.running_gateway = gateway
         try:
             yield gateway
