@@ -1,0 +1,207 @@
+"""The OpenAI-compatible door: /v1/models, /v1/chat/completions, /v1/completions."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncGenerator, Awaitable, Sequence
+from contextlib import aclosing
+from typing import Annotated, TypeVar
+
+import orjson
+from fastapi import APIRouter, Depends, Request, Response
+from fastapi.responses import JSONResponse, StreamingResponse
+from starlette.types import Receive, Scope, Send
+
+from modelworks.api import openai_wire as wire
+from modelworks.api.dependencies import services
+from modelworks.app.services import Services
+from modelworks.core.errors import ModelworksError, NotFound
+from modelworks.core.generation import EngineEvent, EngineFailed, Finished, GenerateRequest, Token
+from modelworks.core.ids import new_id
+from modelworks.core.nouns import JsonObject
+from modelworks.core.registry import nearest
+
+router = APIRouter(prefix="/v1", tags=["openai"])
+
+# A silent stream is cut by proxies; a comment line keeps it open while a request waits for its turn.
+HEARTBEAT_SECONDS = 15.0
+# How soon a client that went away is noticed, where the server does not tell by itself.
+LOOK_SECONDS = 0.25
+
+App = Annotated[Services, Depends(services)]
+T = TypeVar("T")
+
+
+@router.get("/models")
+def list_models(app: App) -> JsonObject:
+    """Everything that can be named as `model`: base models, merged models and adapters."""
+    return {"object": "list", "data": [wire.model_card(found) for found in app.servable()]}
+
+
+@router.get("/models/{name:path}")
+def show_model(name: str, app: App) -> JsonObject:
+    known = {found.name: found for found in app.servable()}
+    if name not in known:
+        raise wire.ModelNotFound(f"there is no model {name!r}; {nearest(name, known)}")
+    return wire.model_card(known[name])
+
+
+@router.post("/chat/completions", response_model=None)
+async def chat(asked: wire.ChatAsked, request: Request, app: App) -> Response:
+    """Answer a conversation, whole or as a stream of server-sent events."""
+    return await _answer(request, app, wire.CHAT, asked, wire.chat_requests(asked))
+
+
+@router.post("/completions", response_model=None)
+async def complete(asked: wire.CompletionAsked, request: Request, app: App) -> Response:
+    """Go on from a text, whole or as a stream of server-sent events."""
+    return await _answer(request, app, wire.PLAIN, asked, wire.completion_requests(asked))
+
+
+async def _answer(
+    request: Request, app: Services, dialect: wire.Dialect, asked: wire.Asked, requests: Sequence[GenerateRequest]
+) -> Response:
+    reply = wire.Reply(
+        dialect=dialect, id=dialect.id_prefix + new_id(), created=int(time.time()), model=asked.model,
+        choices=asked.n or 1, with_usage=asked.with_usage,
+    )  # fmt: skip
+    if not asked.stream:
+        return JSONResponse(await _while_there(request, _whole(app, reply, requests)))
+    events = _together(app, requests)
+    try:
+        # Only what fails before the first byte can still have a status of its own.
+        first = await _while_there(request, anext(events))
+    except BaseException:
+        await events.aclose()
+        raise
+    return _EventStream(_stream(wire.Pieces(reply), first, events, len(requests)))
+
+
+async def _whole(app: Services, reply: wire.Reply, requests: Sequence[GenerateRequest]) -> JsonObject:
+    texts = [""] * len(requests)
+    ends: dict[int, Finished] = {}
+    async with aclosing(_together(app, requests)) as events:
+        async for index, event in events:
+            if isinstance(event, Token):
+                texts[index] += event.text
+            elif isinstance(event, Finished):
+                ends[index] = event
+    return wire.whole_answer(reply, texts, [ends[index] for index in range(len(requests))])
+
+
+async def _stream(
+    pieces: wire.Pieces, first: _Numbered, events: AsyncGenerator[_Numbered, None], count: int
+) -> AsyncGenerator[bytes, None]:
+    ends: dict[int, Finished] = {}
+    try:
+        for index in range(count):
+            if opening := pieces.first(index):
+                yield _data(opening)
+        async with aclosing(_with_heartbeat(first, events)) as beats:
+            async for beat in beats:
+                if beat is None:
+                    yield b": waiting\n\n"
+                    continue
+                index, event = beat
+                if isinstance(event, Token):
+                    yield _data(pieces.text(index, event.text))
+                elif isinstance(event, Finished):
+                    ends[index] = event
+                    yield _data(pieces.last(index, event.reason))
+    except ModelworksError as error:
+        # The status is long out: the error goes into the stream, which then ends without [DONE].
+        yield _data(wire.openai_error_body(error, 500))
+        return
+    finally:
+        await events.aclose()
+    if pieces.with_usage:
+        yield _data(pieces.usage([ends[index] for index in range(count)]))
+    yield b"data: [DONE]\n\n"
+
+
+async def _together(app: Services, requests: Sequence[GenerateRequest]) -> AsyncGenerator[_Numbered, None]:
+    """Run all requests at once; yield (number, event) as they come. Closing early cancels all of them."""
+    arrived: asyncio.Queue[_Numbered | Exception | None] = asyncio.Queue(maxsize=len(requests))
+
+    async def run(index: int, request: GenerateRequest) -> None:
+        try:
+            async with aclosing(app.gateway.generate(request)) as events:
+                async for event in events:
+                    await arrived.put((index, event))
+            await arrived.put(None)
+        except NotFound as error:
+            await arrived.put(wire.ModelNotFound(error.message))
+        except Exception as error:  # noqa: BLE001 - carried to the reader, who raises it
+            await arrived.put(error)
+
+    tasks = [asyncio.create_task(run(index, request)) for index, request in enumerate(requests)]
+    try:
+        running = len(tasks)
+        while running:
+            item = await arrived.get()
+            if item is None:
+                running -= 1
+            elif isinstance(item, Exception):
+                raise item
+            else:
+                yield item
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def _with_heartbeat(
+    first: _Numbered, events: AsyncGenerator[_Numbered, None]
+) -> AsyncGenerator[_Numbered | None, None]:
+    """Yield the events, and None whenever none came for a while."""
+    yield first
+    while True:
+        following = asyncio.ensure_future(anext(events))
+        try:
+            while not (await asyncio.wait({following}, timeout=HEARTBEAT_SECONDS))[0]:
+                yield None
+            event = following.result()
+        except StopAsyncIteration:
+            return
+        finally:
+            # cancelled while waiting: the source must be at rest before somebody closes it
+            following.cancel()
+            await asyncio.gather(following, return_exceptions=True)
+        yield event
+
+
+async def _while_there(request: Request, work: Awaitable[T]) -> T:
+    """Await `work`, giving it up when the client goes away: web servers cancel streams only, not plain answers."""
+    task = asyncio.ensure_future(work)
+    try:
+        while not (await asyncio.wait({task}, timeout=LOOK_SECONDS))[0]:
+            if await request.is_disconnected():
+                raise EngineFailed("the client went away")
+        return task.result()
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+
+class _EventStream(StreamingResponse):
+    """Server-sent events whose source is closed whenever the answer ends, however it ends."""
+
+    def __init__(self, source: AsyncGenerator[bytes, None]) -> None:
+        headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
+        super().__init__(source, media_type="text/event-stream", headers=headers)
+        self._source = source
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            await self._source.aclose()
+
+
+def _data(body: JsonObject) -> bytes:
+    return b"data: " + orjson.dumps(body) + b"\n\n"
+
+
+_Numbered = tuple[int, EngineEvent]

@@ -1,0 +1,1 @@
+"""Serving: engines in processes of their own, kept alive, and the gateway that finds the right one for a name."""

@@ -1,0 +1,192 @@
+"""The gateway's side of an engine process: started, spoken to over one socket, and ended with everything it holds."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import logging
+import os
+import signal
+import socket
+import sys
+from collections import deque
+from collections.abc import AsyncGenerator
+from pathlib import Path
+
+import orjson
+
+from modelworks.core.generation import EngineEvent, EngineFailed, Failed, Finished, GenerateRequest, Started, Token
+from modelworks.core.ids import new_id
+from modelworks.serve import wire
+from modelworks.serve.engine import EngineSpec, EngineStats, Place, error_of
+
+logger = logging.getLogger(__name__)
+
+STOP_SECONDS = 5.0
+_LOG_LINES = 8
+
+
+class _Mailbox:
+    """Reports to one order. Text that nobody has read yet is joined, so a slow reader costs no memory."""
+
+    def __init__(self) -> None:
+        self._reports: deque[wire.Report] = deque()
+        self._arrived = asyncio.Event()
+
+    def put(self, report: wire.Report) -> None:
+        if self._reports and isinstance(report, Token) and isinstance(last := self._reports[-1], Token):
+            self._reports[-1] = Token(last.text + report.text, last.tokens + report.tokens)
+        else:
+            self._reports.append(report)
+        self._arrived.set()
+
+    async def get(self) -> wire.Report:
+        while not self._reports:
+            self._arrived.clear()
+            await self._arrived.wait()
+        return self._reports.popleft()
+
+
+class ChildEngine:
+    """An engine in a process of its own, in a process group of its own. Make one with `start`."""
+
+    def __init__(self, process: asyncio.subprocess.Process, writer: asyncio.StreamWriter, log_path: Path) -> None:
+        self._process, self._writer, self._log_path = process, writer, log_path
+        self._boxes: dict[str, _Mailbox] = {"": _Mailbox()}
+        self._ended = asyncio.Event()
+        self._end = ""
+        self._reading: asyncio.Task[None] | None = None
+
+    @classmethod
+    async def start(cls, spec: EngineSpec, place: Place) -> ChildEngine:
+        """Start the process and wait until the model is loaded.
+
+        Raises:
+            ModelworksError: what the engine said: Unsupported, Invalid ..., or EngineFailed if it died.
+        """
+        ours, theirs = socket.socketpair()
+        arguments = (str(theirs.fileno()), orjson.dumps(dataclasses.asdict(spec)).decode())
+        place.log_path.parent.mkdir(parents=True, exist_ok=True)
+        with theirs, place.log_path.open("ab") as log:
+            process = await asyncio.create_subprocess_exec(
+                sys.executable, "-m", "modelworks.serve.process", *arguments,
+                stdin=asyncio.subprocess.DEVNULL, stdout=log, stderr=log, env=dict(place.environment),
+                pass_fds=(theirs.fileno(),), start_new_session=True,
+            )  # fmt: skip
+        reader, writer = await asyncio.open_unix_connection(sock=ours, limit=wire.MAX_LINE_BYTES)
+        engine = cls(process, writer, place.log_path)
+        engine._reading = asyncio.create_task(engine._read(reader))
+        try:
+            report = await engine._boxes[""].get()
+            if isinstance(report, Failed):
+                raise error_of(report.code, report.message)
+        except BaseException:  # cancelled too: nobody else knows of this process yet
+            await engine.stop()
+            raise
+        return engine
+
+    @property
+    def pid(self) -> int | None:
+        return None if self._ended.is_set() else self._process.pid
+
+    async def generate(self, request: GenerateRequest, adapter: str | None) -> AsyncGenerator[EngineEvent, None]:
+        box = self._open(request.id)
+        over = False
+        try:
+            self._send(wire.Generate(request, adapter))
+            while not over:
+                report = await box.get()
+                if not isinstance(report, Started | Token | Finished | Failed):
+                    raise TypeError(f"{report} does not answer a request")
+                over = isinstance(report, Finished | Failed)
+                yield report
+        finally:
+            self._boxes.pop(request.id, None)
+            if not over:
+                self._send(wire.Cancel(request.id))
+
+    async def add_adapter(self, name: str, folder: Path) -> None:
+        await self._ask(wire.AddAdapter(new_id(), name, str(folder)))
+
+    async def remove_adapter(self, name: str) -> None:
+        await self._ask(wire.RemoveAdapter(new_id(), name))
+
+    async def stats(self) -> EngineStats:
+        report = await self._ask(wire.AskStats(new_id()))
+        if not isinstance(report, EngineStats):
+            raise TypeError(f"{report} is no answer to a question for stats")
+        return report
+
+    async def ended(self) -> str:
+        await self._ended.wait()
+        return self._end
+
+    async def stop(self) -> None:
+        """End the process: its socket first, then its whole group."""
+        self._writer.close()
+        try:
+            await asyncio.wait_for(self._process.wait(), STOP_SECONDS)
+        except TimeoutError:
+            self._kill()
+            await self._process.wait()
+        if self._reading is not None:
+            await self._reading
+
+    async def _ask(self, order: wire.AddAdapter | wire.RemoveAdapter | wire.AskStats) -> wire.Report:
+        box = self._open(order.id)
+        try:
+            self._send(order)
+            report = await box.get()
+        finally:
+            self._boxes.pop(order.id, None)
+        if isinstance(report, Failed):
+            raise error_of(report.code, report.message)
+        return report
+
+    def _open(self, id_: str) -> _Mailbox:
+        box = _Mailbox()
+        self._boxes[id_] = box
+        if self._ended.is_set():
+            box.put(Failed(EngineFailed.code, self._end))
+        return box
+
+    def _send(self, order: wire.Order) -> None:
+        if not self._ended.is_set() and not self._writer.is_closing():
+            self._writer.write(wire.write_order(order))
+
+    async def _read(self, reader: asyncio.StreamReader) -> None:
+        try:
+            while line := await reader.readline():
+                id_, report = wire.read_report(line)
+                if id_ in self._boxes:  # a cancelled request's last words have no reader
+                    self._boxes[id_].put(report)
+        except OSError as error:
+            logger.info("the socket of an engine broke", extra={"error": str(error)})
+        finally:
+            await self._note_end()
+
+    async def _note_end(self) -> None:
+        # Without its socket the process can do nothing; it may be gone already.
+        self._kill()
+        code = await self._process.wait()
+        self._writer.close()
+        self._end = (
+            f"the engine process ended (exit status {code}); its log {self._log_path} says: {self._last_words()}"
+        )
+        self._ended.set()
+        for box in self._boxes.values():
+            box.put(Failed(EngineFailed.code, self._end))
+
+    def _kill(self) -> None:
+        if self._process.returncode is None:
+            try:
+                os.killpg(self._process.pid, signal.SIGKILL)
+            except ProcessLookupError:
+                return
+
+    def _last_words(self) -> str:
+        try:
+            lines = self._log_path.read_text(encoding="utf-8", errors="replace").splitlines()
+        except OSError:
+            lines = []
+        return " | ".join(lines[-_LOG_LINES:]) or "nothing"

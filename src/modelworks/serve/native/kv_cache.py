@@ -1,0 +1,91 @@
+"""Keys and values of what was read and written: one slot a sequence, grown in big steps, bounded by a budget."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+# Positions are added in steps of at least this many, and at least a half more than there were.
+_STEP = 256
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CacheShape:
+    layers: int
+    kv_heads: int
+    head_size: int
+
+    def bytes_per_token(self, dtype: torch.dtype) -> int:
+        return 2 * self.layers * self.kv_heads * self.head_size * dtype.itemsize
+
+
+class KvCache:
+    """Per layer one tensor of keys and one of values, each (slots, positions, kv_heads, head_size).
+
+    All slots are as long as the longest one. `budget_bytes` is what they may take together, but one sequence of
+    `max_context` positions always fits.
+    """
+
+    def __init__(
+        self,
+        shape: CacheShape,
+        *,
+        max_slots: int,
+        max_context: int,
+        dtype: torch.dtype,
+        device: torch.device,
+        budget_bytes: int,
+    ) -> None:
+        self._shape, self._max_slots, self._max_context = shape, max_slots, max_context
+        self._dtype, self._device = dtype, device
+        self.total_tokens = max(budget_bytes // shape.bytes_per_token(dtype), max_context)
+        self.keys: list[Tensor] = []
+        self.values: list[Tensor] = []
+        self.clear()
+
+    @property
+    def slots(self) -> int:
+        return self.keys[0].shape[0]
+
+    @property
+    def length(self) -> int:
+        return self.keys[0].shape[1]
+
+    @property
+    def used_tokens(self) -> int:
+        return self.slots * self.length
+
+    def fits(self, slots: int, length: int) -> bool:
+        return slots * min(_round_up(length), self._max_context) <= self.total_tokens
+
+    def reserve(self, slots: int, length: int) -> None:
+        """Make room for `length` positions in `slots` slots, keeping what is there."""
+        if slots <= self.slots and length <= self.length:
+            return
+        if length > self.length:
+            length = min(max(_round_up(length), _round_up(self.length * 3 // 2)), self._max_context)
+        slots, length = max(slots, self.slots), max(length, self.length)
+        if slots > self.slots:  # few steps, as long as the budget allows
+            more = min(self._max_slots, max(slots, 2 * self.slots))
+            slots = more if more * length <= self.total_tokens else slots
+        for tensors in (self.keys, self.values):
+            for layer, old in enumerate(tensors):
+                tensors[layer] = self._empty(slots, length)
+                tensors[layer][: old.shape[0], : old.shape[1]] = old
+
+    def clear(self) -> None:
+        """Give the memory back when nobody is in it."""
+        count = self._shape.layers
+        self.keys = [self._empty(1, 0) for _ in range(count)]
+        self.values = [self._empty(1, 0) for _ in range(count)]
+
+    def _empty(self, slots: int, length: int) -> Tensor:
+        # zeros: a masked position still enters a product with weight 0, and 0 times a stray NaN is NaN
+        size = (slots, length, self._shape.kv_heads, self._shape.head_size)
+        return torch.zeros(size, dtype=self._dtype, device=self._device)
+
+
+def _round_up(length: int) -> int:
+    return -(-length // _STEP) * _STEP

@@ -1,0 +1,172 @@
+"""The engine's one computing thread: takes orders between steps, computes a step, tells what came of it."""
+
+from __future__ import annotations
+
+import logging
+import queue
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TypeAlias
+
+import psutil
+
+from modelworks.core.errors import ModelworksError
+from modelworks.core.generation import EngineFailed, Failed, Finished, Token
+from modelworks.serve.engine import EngineStats
+from modelworks.serve.native import sampler
+from modelworks.serve.native.model import LoadedModel
+from modelworks.serve.native.scheduler import Piece, Scheduler
+from modelworks.serve.native.sequence import Sequence as Answer
+from modelworks.serve.wire import AddAdapter, AskStats, Cancel, Done, RemoveAdapter, Report
+
+logger = logging.getLogger(__name__)
+
+# Tokens computed in a step: long enough to fill the machine, short enough that running answers hardly wait.
+TOKENS_PER_STEP = 256
+
+LoopOrder: TypeAlias = Answer | Cancel | AddAdapter | RemoveAdapter | AskStats
+
+
+@dataclass
+class _Counts:
+    requests: int = 0
+    finished: int = 0
+    aborted: int = 0
+    failed: int = 0
+    generated_tokens: int = 0
+    prompt_tokens: int = 0
+    steps: int = 0
+
+
+@dataclass
+class Loop:
+    """`tell` is called with all reports of a step at once, from the computing thread."""
+
+    model: LoadedModel
+    tell: Callable[[Sequence[tuple[str, Report]]], None]
+    max_sequences: int
+    _orders: queue.SimpleQueue[LoopOrder] = field(default_factory=queue.SimpleQueue)
+    _reports: list[tuple[str, Report]] = field(default_factory=list)
+    _counts: _Counts = field(default_factory=_Counts)
+
+    def __post_init__(self) -> None:
+        self._runner, self._adapters = self.model.runner, self.model.adapters
+        self._scheduler = Scheduler(self.max_sequences, TOKENS_PER_STEP, self._runner.cache.fits)
+
+    def put(self, order: LoopOrder) -> None:
+        """Hand over an order, from any thread; it is taken before the next step."""
+        self._orders.put(order)
+
+    def run(self) -> None:
+        """Compute for ever."""
+        while True:
+            self.turn()
+
+    def turn(self) -> None:
+        """Take all orders there are, waiting for one when there is nothing to compute, then compute one step."""
+        if self._scheduler.is_idle and self._orders.empty():
+            self._runner.cache.clear()
+            self._take(self._orders.get())
+        while not self._orders.empty():
+            self._take(self._orders.get())
+        pieces = self._scheduler.plan()
+        if pieces:
+            self._step(pieces)
+        if self._reports:
+            self.tell(self._reports)
+            self._reports = []
+
+    def _step(self, pieces: list[Piece]) -> None:
+        self._counts.steps += 1
+        try:
+            self._runner.cache.reserve(*self._scheduler.shape())
+            logits = self._runner.forward(pieces)
+        except RuntimeError as error:  # torch: out of memory above all; the batch is lost, the engine is not
+            logger.exception("a step failed")
+            for sequence in self._scheduler.sequences():
+                if sequence.slot is not None:
+                    self._fail(sequence, EngineFailed(f"step {self._counts.steps} failed: {error}"))
+            self._runner.cache.clear()
+            return
+        giving = [piece.sequence for piece in pieces if piece.gives_token]
+        tokens = sampler.sample(logits, giving)
+        for piece in pieces:
+            piece.sequence.cached += piece.count
+        for sequence, token in zip(giving, tokens, strict=True):
+            self._accept(sequence, token)
+
+    def _accept(self, sequence: Answer, token: int | None) -> None:
+        if token is None:
+            message = f"the model's output is not a number at token {sequence.generated + 1}; its weights are damaged"
+            self._fail(sequence, EngineFailed(message))
+            return
+        self._counts.generated_tokens += 1
+        text = sequence.accept(token, self.model.ends)
+        if text:
+            self._reports.append((sequence.id, Token(text, sequence.untold())))
+        if sequence.finished:
+            self._counts.finished += 1
+            self._end(sequence, Finished(sequence.finished, sequence.prompt_tokens, sequence.generated))
+
+    def _fail(self, sequence: Answer, error: ModelworksError) -> None:
+        self._counts.failed += 1
+        self._end(sequence, Failed(error.code, error.message))
+
+    def _end(self, sequence: Answer, report: Report) -> None:
+        self._scheduler.remove(sequence)
+        self._reports.append((sequence.id, report))
+
+    def _take(self, order: LoopOrder) -> None:
+        match order:
+            case Answer():
+                self._counts.requests += 1
+                self._counts.prompt_tokens += order.prompt_tokens
+                if order.adapter is not None and order.adapter not in self._adapters.names:
+                    self._fail(order, EngineFailed("its adapter was taken out of the engine; ask again"))
+                else:
+                    self._scheduler.add(order)
+            case Cancel():
+                for sequence in self._scheduler.sequences():
+                    if sequence.id == order.id:
+                        self._counts.aborted += 1
+                        self._end(sequence, Finished("abort", sequence.prompt_tokens, sequence.generated))
+            case AddAdapter() | RemoveAdapter():
+                self._change_adapters(order)
+            case AskStats():
+                self._reports.append((order.id, self._stats()))
+
+    def _change_adapters(self, order: AddAdapter | RemoveAdapter) -> None:
+        try:
+            if isinstance(order, AddAdapter):
+                self._adapters.add(order.name, Path(order.folder))
+            else:
+                for sequence in self._scheduler.sequences():
+                    if sequence.adapter == order.name:
+                        self._fail(sequence, EngineFailed("its adapter was taken out of the engine"))
+                self._adapters.remove(order.name)
+        except ModelworksError as error:
+            self._reports.append((order.id, Failed(error.code, error.message)))
+        else:
+            self._reports.append((order.id, Done()))
+
+    def _stats(self) -> EngineStats:
+        cache, counts = self._runner.cache, self._counts
+        return EngineStats(
+            running=self._scheduler.running,
+            waiting=self._scheduler.waiting,
+            adapters=self._adapters.names,
+            max_context=self.model.max_context,
+            kv_used_tokens=cache.used_tokens,
+            kv_total_tokens=cache.total_tokens,
+            rss_bytes=psutil.Process().memory_info().rss,
+            dtype=self.model.dtype,
+            requests=counts.requests,
+            finished=counts.finished,
+            aborted=counts.aborted,
+            failed=counts.failed,
+            preempted=self._scheduler.preempted,
+            generated_tokens=counts.generated_tokens,
+            prompt_tokens=counts.prompt_tokens,
+            steps=counts.steps,
+        )

@@ -1,0 +1,206 @@
+"""Several LoRA adapters of one base in one batch: all stacked in two thin products, each row seeing only its own.
+
+Hu et al. 2021, arXiv:2106.09685; the scale is alpha/r, or alpha/sqrt(r) for rsLoRA (arXiv:2312.03732).
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from modelworks.core.errors import Invalid, Unsupported
+from modelworks.core.nouns import JsonObject
+from modelworks.serve.native.checkpoint import FUSED, sizes
+from modelworks.serve.native.config import Shape
+
+_TENSOR = re.compile(r"base_model\.model\.model\.layers\.(\d+)\.(\w+\.\w+)\.lora_([AB])\.(?:default\.)?weight")
+# Flags of adapter_config.json that change the arithmetic in ways this engine does not follow.
+_REFUSED = ("use_dora", "modules_to_save", "fan_in_fan_out", "alora_invocation_tokens", "trainable_token_indices")
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """One projection's update: `up @ down`, the scale already in `up`. down (rank, in), up (out, rank)."""
+
+    down: Tensor
+    up: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Adapter:
+    """By (layer, projection)."""
+
+    pairs: dict[tuple[int, str], Pair]
+
+
+@dataclass(frozen=True, slots=True)
+class _Stack:
+    """All adapters' updates of one fused product: down (in, width), up (width, out) in every layer.
+
+    `owner` (width,) says which adapter a column belongs to.
+    """
+
+    down: tuple[Tensor, ...]
+    up: tuple[Tensor, ...]
+    owner: Tensor
+
+
+class Adapters:
+    """The resident adapters, by name. `select` once a step, `add_to` after every fused product."""
+
+    def __init__(self, shape: Shape, dtype: torch.dtype, device: torch.device) -> None:
+        self._shape, self._dtype, self._device = shape, dtype, device
+        self._resident: dict[str, Adapter] = {}
+        self._stacks: dict[str, _Stack] = {}
+        self._masks: dict[str, Tensor] = {}
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(self._resident)
+
+    def add(self, name: str, folder: Path) -> None:
+        if name not in self._resident:
+            adapter = read_adapter(folder, self._shape)
+            self._resident[name] = adapter
+            self._restack()
+
+    def remove(self, name: str) -> None:
+        if self._resident.pop(name, None) is not None:
+            self._restack()
+
+    def select(self, rows: Sequence[str | None]) -> None:
+        """Say which adapter each row of the coming products uses; None is the bare base."""
+        self._masks = {}
+        if any(row is not None for row in rows):
+            number = {name: index for index, name in enumerate(self._resident)}
+            chosen = torch.tensor([-1 if row is None else number[row] for row in rows], device=self._device)
+            self._masks = {
+                kind: (chosen[:, None] == stack.owner).to(self._dtype) for kind, stack in self._stacks.items()
+            }
+
+    def add_to(self, product: Tensor, x: Tensor, layer: int, kind: str) -> Tensor:
+        """Add the selected adapters' updates to `product` (rows, out), which came from `x` (rows, in); in place."""
+        mask = self._masks.get(kind)
+        if mask is None:
+            return product
+        stack = self._stacks[kind]
+        return product.addmm_((x @ stack.down[layer]).mul_(mask), stack.up[layer])
+
+    def _restack(self) -> None:
+        self._stacks = {}
+        for kind, names in FUSED.items():
+            columns = self._columns(names)
+            if columns:
+                self._stacks[kind] = self._stack(names, columns)
+
+    def _columns(self, names: tuple[str, ...]) -> list[tuple[int, str, int]]:
+        """(adapter number, projection, columns): as wide as the widest layer's rank."""
+        found = []
+        for number, adapter in enumerate(self._resident.values()):
+            for name in names:
+                ranks = [pair.down.shape[0] for (_, other), pair in adapter.pairs.items() if other == name]
+                if ranks:
+                    found.append((number, name, max(ranks)))
+        return found
+
+    def _stack(self, names: tuple[str, ...], columns: list[tuple[int, str, int]]) -> _Stack:
+        size = sizes(self._shape)
+        width, inner, outer = (
+            sum(rank for _, _, rank in columns),
+            size[names[0]][1],
+            sum(size[name][0] for name in names),
+        )
+        first = {name: sum(size[earlier][0] for earlier in names[:index]) for index, name in enumerate(names)}
+        downs, ups = [], []
+        adapters = list(self._resident.values())
+        for layer in range(self._shape.layers):
+            down, up = torch.zeros(inner, width), torch.zeros(width, outer)
+            column = 0
+            for number, name, room in columns:
+                pair = adapters[number].pairs.get((layer, name))
+                if pair is not None:
+                    end = column + pair.down.shape[0]
+                    down[:, column:end] = pair.down.T
+                    up[column:end, first[name] : first[name] + size[name][0]] = pair.up.T
+                column += room
+            downs.append(down.to(self._device, self._dtype))
+            ups.append(up.to(self._device, self._dtype))
+        owner = torch.tensor([number for number, _, room in columns for _ in range(room)], device=self._device)
+        return _Stack(tuple(downs), tuple(ups), owner)
+
+
+def read_adapter(folder: Path, shape: Shape) -> Adapter:
+    """Read a PEFT folder whole, or not at all.
+
+    Raises:
+        Unsupported: it changes the base in a way that this engine does not follow.
+        Invalid: it does not fit this base, naming the tensor.
+    """
+    config = _read_config(folder)
+    try:
+        tensors = load_file(folder / "adapter_model.safetensors")
+    except (SafetensorError, OSError) as error:
+        raise Invalid(f"{folder}/adapter_model.safetensors cannot be read: {error}") from None
+    halves: dict[tuple[int, str], dict[str, Tensor]] = {}
+    for name, tensor in tensors.items():
+        match = _TENSOR.fullmatch(name)
+        if match is None or match[2] not in sizes(shape):
+            raise Unsupported(
+                f"{folder}: the engine has no place for {name}; it takes LoRA on {', '.join(sizes(shape))}"
+            )
+        if not tensor.isfinite().all():
+            raise Invalid(f"{folder}: {name} holds NaN or infinity; the training went wrong")
+        halves.setdefault((int(match[1]), match[2]), {})[match[3]] = tensor.float()
+    return Adapter({key: _pair(folder, config, shape, key, found) for key, found in halves.items()})
+
+
+def _pair(folder: Path, config: JsonObject, shape: Shape, key: tuple[int, str], found: dict[str, Tensor]) -> Pair:
+    layer, name = key
+    outer, inner = sizes(shape)[name]
+    if set(found) != {"A", "B"}:
+        raise Invalid(f"{folder}: layer {layer}, {name} has only one half of its update")
+    down, up = found["A"], found["B"]
+    rank = down.shape[0]
+    if layer >= shape.layers or tuple(down.shape) != (rank, inner) or tuple(up.shape) != (outer, rank):
+        raise Invalid(
+            f"{folder}: layer {layer}, {name} is {tuple(down.shape)} and {tuple(up.shape)}; this base has "
+            f"{shape.layers} layers and takes (rank, {inner}) and ({outer}, rank): the adapter belongs to another model"
+        )
+    alpha = float(
+        str(_by_pattern(config, "alpha_pattern", f"model.layers.{layer}.{name}", config.get("lora_alpha", 8)))
+    )
+    return Pair(down, up * (alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)))
+
+
+def _by_pattern(config: JsonObject, key: str, module: str, default: object) -> object:
+    """PEFT's rule: the first pattern that the module's name ends with."""
+    patterns = config.get(key) or {}
+    for pattern, value in patterns.items() if isinstance(patterns, dict) else ():
+        if re.match(rf"(.*\.)?({pattern})$", module):
+            return value
+    return default
+
+
+def _read_config(folder: Path) -> JsonObject:
+    path = folder / "adapter_config.json"
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise Invalid(f"{path} cannot be read: {error}") from None
+    if not isinstance(config, dict) or config.get("peft_type") != "LORA":
+        raise Unsupported(f"{folder} is not a LoRA adapter; the engine serves LoRA only")
+    refused = [flag for flag in _REFUSED if config.get(flag)]
+    if config.get("bias", "none") != "none":
+        refused.append("bias")
+    if refused:
+        raise Unsupported(f"{folder} uses {', '.join(refused)}; merge it into its base and serve the result")
+    return config

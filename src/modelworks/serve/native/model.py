@@ -1,0 +1,130 @@
+"""A model made ready to answer: weights, tokenizer, chat template; and a request turned into a sequence."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+import torch
+from tokenizers import Tokenizer
+
+from modelworks.core.errors import Invalid, Unsupported
+from modelworks.core.generation import ContextLengthExceeded, GenerateRequest
+from modelworks.data.record import Message
+from modelworks.data.render import ChatTemplate, load_tokenizer
+from modelworks.serve.engine import EngineSpec
+from modelworks.serve.native.checkpoint import load_weights
+from modelworks.serve.native.config import Shape, read_shape
+from modelworks.serve.native.detokenize import Detokenizer
+from modelworks.serve.native.kv_cache import KvCache
+from modelworks.serve.native.lora import Adapters
+from modelworks.serve.native.runner import Runner, cache_shape
+from modelworks.serve.native.sequence import Sequence
+
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+# Of the memory free after the weights are in; the rest is for the step's own tensors and for others.
+_CACHE_SHARE = 0.4
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedModel:
+    """Everything an engine needs of one model. `ends` are the tokens that end an answer."""
+
+    name: str
+    runner: Runner
+    adapters: Adapters
+    tokenizer: Tokenizer
+    template: ChatTemplate
+    ends: frozenset[int]
+    max_context: int
+    dtype: str
+
+    def make_sequence(self, request: GenerateRequest, adapter: str | None) -> Sequence:
+        """Render and tokenise a request.
+
+        Raises:
+            ContextLengthExceeded: with both numbers.
+            Invalid: the chat template refuses the messages, or there is nothing to go on from.
+        """
+        tokens = self._tokens(request)
+        if not tokens:
+            raise Invalid("the prompt is empty; give at least one word")
+        wanted = request.max_tokens if request.max_tokens is not None else 1
+        if len(tokens) + wanted > self.max_context:
+            raise ContextLengthExceeded(
+                f"{self.name} sees at most {self.max_context} tokens; the prompt has {len(tokens)} and {wanted} more "
+                "are asked for: shorten the prompt or lower max_tokens"
+            )
+        longest = self.max_context if request.max_tokens is None else len(tokens) + request.max_tokens
+        detokenizer = Detokenizer(self.tokenizer.decode, request.stop)
+        return Sequence(request, tokens, len(tokens), longest, detokenizer, adapter)
+
+    def _tokens(self, request: GenerateRequest) -> list[int]:
+        if request.messages is None:
+            return list(self.tokenizer.encode(request.prompt or "").ids)
+        messages = [Message(message.role, message.content) for message in request.messages]
+        text = self.template.render(messages, add_generation_prompt=True)
+        # the template writes the beginning-of-text token itself where the model wants one
+        return list(self.tokenizer.encode(text, add_special_tokens=False).ids)
+
+
+def load(spec: EngineSpec) -> LoadedModel:
+    """Load a model folder onto a device.
+
+    Raises:
+        Unsupported: the architecture, the device or the precision is not for this engine.
+        Invalid: the folder is not a whole checkpoint.
+    """
+    folder, device = Path(spec.model_folder), _device(spec.device)
+    if spec.threads:
+        torch.set_num_threads(spec.threads)
+    shape, dtype = read_shape(folder), _dtype(spec.dtype, device)
+    tokenizer, template = load_tokenizer(folder), ChatTemplate.load(folder)
+    weights = load_weights(folder, shape, dtype, device)
+    adapters = Adapters(shape, dtype, device)
+    max_context = min(spec.max_context or shape.max_context, shape.max_context)
+    cache = KvCache(
+        cache_shape(shape),
+        max_slots=spec.max_sequences,
+        max_context=max_context,
+        dtype=dtype,
+        device=device,
+        budget_bytes=spec.kv_cache_bytes or int(_free_bytes(device) * _CACHE_SHARE),
+    )
+    runner = Runner(shape, weights, adapters, cache, max_context)
+    ends = _ends(shape, tokenizer, template)
+    name = str(dtype).removeprefix("torch.")
+    return LoadedModel(spec.model_name, runner, adapters, tokenizer, template, ends, max_context, name)
+
+
+def _ends(shape: Shape, tokenizer: Tokenizer, template: ChatTemplate) -> frozenset[int]:
+    token = None if template.eos_token is None else tokenizer.token_to_id(template.eos_token)
+    return shape.ends | ({token} if token is not None else frozenset())
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise Invalid(f"{name!r} is not a device; use cpu, cuda or cuda:N") from None
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise Unsupported(f"device {name!r}: this machine has no CUDA device that torch can use; use cpu")
+    return device
+
+
+def _dtype(name: str | None, device: torch.device) -> torch.dtype:
+    if name is None:
+        fast = device.type == "cuda" or torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+        return torch.bfloat16 if fast else torch.float32
+    if name not in _DTYPES:
+        raise Invalid(f"{name!r} is not a precision; use {', '.join(_DTYPES)}")
+    return _DTYPES[name]
+
+
+def _free_bytes(device: torch.device) -> int:
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    return int(psutil.virtual_memory().available)

@@ -1,0 +1,176 @@
+"""The forward pass of Llama-shaped models over a mixed batch: answers going on and prompts being read, side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from modelworks.serve.native.checkpoint import DOWN, GATE_UP, OUT, QKV, Layer, Weights
+from modelworks.serve.native.config import Shape, rotary_tables
+from modelworks.serve.native.kv_cache import CacheShape, KvCache
+from modelworks.serve.native.lora import Adapters
+from modelworks.serve.native.scheduler import Piece
+
+
+@dataclass(frozen=True, slots=True)
+class _Step:
+    """What all layers share in one step. T rows of tokens; the D first are answers going on, one row each."""
+
+    cos: Tensor  # (T, 1, head)
+    sin: Tensor
+    places: Tensor  # (T,) position in a cache layer laid out flat
+    decode: Sequence[Piece]
+    # (D,) their slots, in the order of the rows, or None where row i is slot i
+    slots: Tensor | None
+    span: int  # slots that the decoding attention looks through
+    length: int  # positions that it looks at
+    mask: Tensor | None  # (span, 1, 1, length)
+    prompts: Sequence[Piece]
+
+
+class Runner:
+    """Weights, cache and adapters of one model on one device."""
+
+    def __init__(self, shape: Shape, weights: Weights, adapters: Adapters, cache: KvCache, max_context: int) -> None:
+        self._shape, self._weights, self._adapters, self.cache = shape, weights, adapters, cache
+        self._dtype, self._device = weights.embedding.dtype, weights.embedding.device
+        cos, sin = rotary_tables(shape, max_context)
+        self._cos = cos.to(self._device, self._dtype)[:, None]
+        self._sin = sin.to(self._device, self._dtype)[:, None]
+
+    @torch.inference_mode()
+    def forward(self, pieces: Sequence[Piece]) -> Tensor:
+        """Compute the pieces; return logits (N, vocab) float32 of those that give a token, in their order.
+
+        The cache must have room for them. The sequences are not changed.
+        """
+        decode = [piece for piece in pieces if piece.count == 1 and piece.start > 0]
+        prompts = [piece for piece in pieces if not (piece.count == 1 and piece.start > 0)]
+        rows = [*decode, *prompts]
+        self._adapters.select([piece.sequence.adapter for piece in rows for _ in range(piece.count)])
+        tokens = [t for piece in rows for t in piece.sequence.tokens[piece.start : piece.start + piece.count]]
+        step = self._prepare(decode, prompts)
+        x = self._weights.embedding[torch.tensor(tokens, device=self._device)]
+        for index, layer in enumerate(self._weights.layers):
+            x = self._layer(index, layer, x, step)
+        last, row = {}, 0
+        for piece in rows:
+            row += piece.count
+            last[piece.sequence.id] = row - 1
+        wanted = [last[piece.sequence.id] for piece in pieces if piece.gives_token]
+        if not wanted:
+            return x.new_empty((0, self._shape.vocab), dtype=torch.float32)
+        x = x[torch.tensor(wanted, device=self._device)]
+        return self._weights.head(self._norm(x, self._weights.norm)).float()
+
+    def _prepare(self, decode: Sequence[Piece], prompts: Sequence[Piece]) -> _Step:
+        positions: list[int] = []
+        places: list[int] = []
+        for piece in (*decode, *prompts):
+            numbers = range(piece.start, piece.start + piece.count)
+            positions += numbers
+            first = _slot(piece) * self.cache.length
+            places += [first + number for number in numbers]
+        at = torch.tensor(positions, device=self._device)
+        slots = [_slot(piece) for piece in decode]
+        span = max(slots, default=-1) + 1
+        length = max((piece.start + 1 for piece in decode), default=0)
+        return _Step(
+            cos=self._cos[at],
+            sin=self._sin[at],
+            places=torch.tensor(places, device=self._device),
+            decode=decode,
+            slots=None if slots == list(range(span)) else torch.tensor(slots, device=self._device),
+            span=span,
+            length=length,
+            mask=self._decode_mask(decode, span, length) if len(decode) > 1 or span > 1 else None,
+            prompts=prompts,
+        )
+
+    def _decode_mask(self, decode: Sequence[Piece], span: int, length: int) -> Tensor:
+        # a slot that takes no part sees one position, as softmax over nothing is NaN
+        ends = [1] * span
+        for piece in decode:
+            ends[_slot(piece)] = piece.start + 1
+        seen = torch.arange(length, device=self._device) < torch.tensor(ends, device=self._device)[:, None]
+        mask = torch.zeros(seen.shape, dtype=self._dtype, device=self._device).masked_fill_(~seen, float("-inf"))
+        return mask[:, None, None, :]
+
+    def _layer(self, index: int, layer: Layer, x: Tensor, step: _Step) -> Tensor:
+        shape, adapters = self._shape, self._adapters
+        normed = self._norm(x, layer.attention_norm)
+        qkv = adapters.add_to(layer.linear[QKV](normed), normed, index, QKV)
+        qkv = qkv.view(x.shape[0], shape.heads + 2 * shape.kv_heads, shape.head_size)
+        turned, values = qkv.tensor_split((shape.heads + shape.kv_heads,), dim=1)
+        if layer.query_norm is not None and layer.key_norm is not None:
+            queries, keys = turned.tensor_split((shape.heads,), dim=1)
+            turned = torch.cat((self._norm(queries, layer.query_norm), self._norm(keys, layer.key_norm)), dim=1)
+        turned = torch.addcmul(turned * step.cos, turned.roll(shape.head_size // 2, -1), step.sin)
+        queries, keys = turned.tensor_split((shape.heads,), dim=1)
+        self.cache.keys[index].flatten(0, 1).index_copy_(0, step.places, keys)
+        self.cache.values[index].flatten(0, 1).index_copy_(0, step.places, values)
+
+        seen = self._attend(index, queries, step).reshape(x.shape[0], -1)
+        x = adapters.add_to(layer.linear[OUT].plus(seen, x), seen, index, OUT)
+        normed = self._norm(x, layer.mlp_norm)
+        gate_up = adapters.add_to(layer.linear[GATE_UP](normed), normed, index, GATE_UP)
+        gate, up = gate_up.chunk(2, dim=-1)
+        inner = F.silu(gate).mul_(up)
+        return adapters.add_to(layer.linear[DOWN].plus(inner, x), inner, index, DOWN)
+
+    def _attend(self, index: int, queries: Tensor, step: _Step) -> Tensor:
+        """Attention of (T, heads, head) queries; the `group` queries of a key head go together, nothing is repeated."""
+        shape = self._shape
+        keys, values = self.cache.keys[index], self.cache.values[index]
+        queries = queries.reshape(-1, shape.kv_heads, shape.group, shape.head_size)
+        count = len(step.decode)
+        parts = []
+        if count:
+            parts.append(self._attend_decoding(keys, values, queries[:count], step))
+        row = count
+        for piece in step.prompts:
+            end = piece.start + piece.count
+            slot = _slot(piece)
+            parts.append(_attend_prompt(keys[slot, :end], values[slot, :end], queries[row : row + piece.count]))
+            row += piece.count
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+    def _attend_decoding(self, keys: Tensor, values: Tensor, queries: Tensor, step: _Step) -> Tensor:
+        if step.slots is not None:
+            spread = queries.new_zeros((step.span, *queries.shape[1:]))
+            queries = spread.index_copy_(0, step.slots, queries)
+        keys = keys[: step.span, : step.length].transpose(1, 2)
+        values = values[: step.span, : step.length].transpose(1, 2)
+        seen = F.scaled_dot_product_attention(queries, keys, values, attn_mask=step.mask)
+        return seen if step.slots is None else seen[step.slots]
+
+    def _norm(self, x: Tensor, weight: Tensor) -> Tensor:
+        return F.rms_norm(x, weight.shape, weight, self._shape.norm_epsilon)
+
+
+def _attend_prompt(keys: Tensor, values: Tensor, queries: Tensor) -> Tensor:
+    """One sequence: keys and values (L, kv, head), queries (n, kv, group, head) that are the last n of the L."""
+    count, length = queries.shape[0], keys.shape[0]
+    wide = queries.permute(1, 2, 0, 3)  # (kv, group, n, head)
+    keys = keys.transpose(0, 1)[:, None].expand(-1, wide.shape[1], -1, -1)
+    values = values.transpose(0, 1)[:, None].expand(-1, wide.shape[1], -1, -1)
+    if count == length:
+        seen = F.scaled_dot_product_attention(wide, keys, values, is_causal=True)
+    else:
+        mask = torch.ones(count, length, dtype=torch.bool, device=keys.device).tril(length - count)
+        seen = F.scaled_dot_product_attention(wide, keys, values, attn_mask=mask)
+    return seen.permute(2, 0, 1, 3)
+
+
+def _slot(piece: Piece) -> int:
+    if piece.sequence.slot is None:
+        raise ValueError(f"sequence {piece.sequence.id} has no slot")
+    return piece.sequence.slot
+
+
+def cache_shape(shape: Shape) -> CacheShape:
+    return CacheShape(layers=shape.layers, kv_heads=shape.kv_heads, head_size=shape.head_size)

@@ -1,0 +1,111 @@
+"""One replica: an engine kept alive. A dead one is started again, later each time; a hopeless one is given up."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+
+from modelworks.core.errors import Invalid, ModelworksError, NotFound, Unavailable, Unsupported
+from modelworks.core.generation import EngineFailed
+from modelworks.core.nouns import Adapter
+from modelworks.core.states import DeploymentState
+from modelworks.serve.engine import Engine
+
+logger = logging.getLogger(__name__)
+
+FIRST_DELAY_SECONDS = 0.5
+LONGEST_DELAY_SECONDS = 60.0
+MAX_FAILURES = 5
+# An engine that lived this long was sound: its end starts a new count.
+SOUND_AFTER_SECONDS = 60.0
+
+
+class Replica:
+    """Wishes one engine to run until `stop`. `outstanding` is how many requests it has, for the gateway to count."""
+
+    def __init__(self, start: Callable[[], Awaitable[Engine]]) -> None:
+        self._start = start
+        self.state = DeploymentState.WANTED
+        self.outstanding = 0
+        self.restarts = 0
+        self.error: ModelworksError | None = None
+        self._engine: Engine | None = None
+        self._changed = asyncio.Condition()
+        self._adapters_lock = asyncio.Lock()
+        self._task = asyncio.create_task(self._keep_alive())
+
+    @property
+    def pid(self) -> int | None:
+        return self._engine.pid if self._engine else None
+
+    async def engine(self) -> Engine:
+        """Wait for an engine that can answer.
+
+        Raises:
+            ModelworksError: why there will be none.
+        """
+        async with self._changed:
+            await self._changed.wait_for(lambda: self._engine is not None or self.state in _OVER)
+        if self._engine is None:
+            raise self.error or Unavailable("the model is being unloaded; ask again in a moment")
+        return self._engine
+
+    async def engine_with(self, adapter: Adapter | None) -> Engine:
+        """Wait for an engine that has `adapter` loaded; the bare base if None."""
+        engine = await self.engine()
+        if adapter is not None:
+            # one at a time: the first request of a new adapter loads it, the others find it there
+            async with self._adapters_lock:
+                await engine.add_adapter(adapter.id, adapter.path)
+        return engine
+
+    async def stop(self) -> None:
+        """End the engine. Every request still open gets an error."""
+        await self._become(DeploymentState.DRAINING, None)
+        self._task.cancel()
+        await asyncio.gather(self._task, return_exceptions=True)
+        await self._become(DeploymentState.GONE, None)
+
+    async def _keep_alive(self) -> None:
+        failures = 0
+        clock = asyncio.get_running_loop()
+        while True:
+            await self._become(DeploymentState.STARTING, None)
+            started = clock.time()
+            try:
+                reason = await self._live_once()
+            except (Invalid, Unsupported, NotFound) as error:  # it will not go better the next time
+                self.error = error
+                await self._become(DeploymentState.FAILED, None)
+                return
+            except ModelworksError as error:
+                reason = error.message
+            except OSError as error:
+                reason = f"the engine could not be started: {error}"
+            failures = 1 if clock.time() - started > SOUND_AFTER_SECONDS else failures + 1
+            logger.warning("an engine ended", extra={"reason": reason, "failures": failures})
+            if failures >= MAX_FAILURES:
+                self.error = EngineFailed(f"given up after {failures} attempts: {reason}")
+                await self._become(DeploymentState.FAILED, None)
+                return
+            await self._become(DeploymentState.WANTED, None)
+            await asyncio.sleep(min(FIRST_DELAY_SECONDS * 2 ** (failures - 1), LONGEST_DELAY_SECONDS))
+            self.restarts += 1
+
+    async def _live_once(self) -> str:
+        engine = await self._start()
+        try:
+            await self._become(DeploymentState.READY, engine)
+            return await engine.ended()
+        finally:
+            self._engine = None
+            await engine.stop()
+
+    async def _become(self, state: DeploymentState, engine: Engine | None) -> None:
+        async with self._changed:
+            self.state, self._engine = state, engine
+            self._changed.notify_all()
+
+
+_OVER = frozenset({DeploymentState.FAILED, DeploymentState.DRAINING, DeploymentState.GONE})

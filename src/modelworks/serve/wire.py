@@ -1,0 +1,91 @@
+"""The lines between gateway and engine process: one JSON object each, over one socket for all requests."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, TypeAlias
+
+import orjson
+from pydantic import TypeAdapter
+
+from modelworks.core.generation import EngineEvent, Failed, Finished, GenerateRequest, Started, Token
+from modelworks.serve.engine import EngineStats
+
+# A prompt may be long; a line is one message whole.
+MAX_LINE_BYTES = 64 * 1024 * 1024
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Generate:
+    request: GenerateRequest
+    adapter: str | None
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Cancel:
+    id: str
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class AddAdapter:
+    id: str
+    name: str
+    folder: str
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class RemoveAdapter:
+    id: str
+    name: str
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class AskStats:
+    id: str
+
+
+Order: TypeAlias = Generate | Cancel | AddAdapter | RemoveAdapter | AskStats
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Ready:
+    """The model is loaded."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Done:
+    """An order about adapters was carried out."""
+
+
+# Every report but Ready and a failed load belongs to the id of an order.
+Report: TypeAlias = Ready | Done | EngineStats | EngineEvent
+
+_ORDERS: dict[str, TypeAdapter[Any]] = {
+    kind.__name__: TypeAdapter(kind) for kind in (Generate, Cancel, AddAdapter, RemoveAdapter, AskStats)
+}
+_REPORTS: dict[str, TypeAdapter[Any]] = {
+    kind.__name__: TypeAdapter(kind) for kind in (Ready, Done, EngineStats, Started, Token, Finished, Failed)
+}
+
+
+def write_order(order: Order) -> bytes:
+    return orjson.dumps({"type": type(order).__name__, "body": order}) + b"\n"
+
+
+def read_order(line: bytes) -> Order:
+    message = orjson.loads(line)
+    order: Order = _ORDERS[message["type"]].validate_python(message["body"])
+    return order
+
+
+def write_report(id_: str, report: Report) -> bytes:
+    # A lone surrogate cannot be written as UTF-8, and no tokenizer should give one; it must not end the engine.
+    if isinstance(report, Token):
+        report = Token(report.text.encode("utf-8", "replace").decode(), report.tokens)
+    return orjson.dumps({"id": id_, "type": type(report).__name__, "body": report}) + b"\n"
+
+
+def read_report(line: bytes) -> tuple[str, Report]:
+    message = orjson.loads(line)
+    report: Report = _REPORTS[message["type"]].validate_python(message["body"])
+    return message["id"], report
