@@ -82,7 +82,7 @@ def tiny_adapter(
     for name, weight in wrapped.named_parameters():
         if "lora_" in name:
             weight.data = torch.randn(weight.shape, generator=generator) * 0.1
-    wrapped.save_pretrained(folder)
+    wrapped.save_pretrained(folder, save_embedding_layers=False)
     return folder
 
 

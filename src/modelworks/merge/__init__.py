@@ -1,0 +1,1 @@
+"""Merging models: a streaming engine, and one plug-in a method."""

@@ -1,0 +1,40 @@
+"""The model card of a merge: recipe, parents and hashes, so that it can be made again."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import yaml
+
+from modelworks.core.nouns import JsonObject, Parent
+from modelworks.merge.plan import Plan
+
+
+def write_card(folder: Path, name: str, plan: Plan, parents: Sequence[Parent], recipe: JsonObject) -> None:
+    """Write README.md; says nothing of time and place, so that the same merge gives the same folder."""
+    front = {"base_model": [parent.name for parent in parents], "library_name": "transformers", "tags": ["merge"]}
+    method = plan.method
+    paper = f" ([{method.paper}](https://arxiv.org/abs/{method.paper.removeprefix('arXiv:')}))" if method.paper else ""
+    merged = sum(step.merged for step in plan.steps)
+    weights = [f"{weight:g}" for weight in plan.weights]
+    lines = [
+        "---",
+        yaml.safe_dump(front, sort_keys=True).strip(),
+        "---",
+        "",
+        f"# {name}",
+        "",
+        f"Merged with Modelworks by `{method.name}`{paper}: {merged} of {len(plan.steps)} tensors, computed in float32",
+        "and rounded once. Tokenizer, chat template and generation settings come from the first model below.",
+        "",
+        "| role | kind | name | weight | sha256 |",
+        "|---|---|---|---|---|",
+    ]
+    experts = iter(weights if method.takes_weights else [""] * len(weights))
+    for parent in parents:
+        weight = next(experts) if parent.role == "expert" else ""
+        lines.append(f"| {parent.role} | {parent.kind} | {parent.name} | {weight} | `{parent.digest}` |")
+    lines += ["", "## Recipe", "", "```json", json.dumps(recipe, indent=2, sort_keys=True), "```", ""]
+    (folder / "README.md").write_text("\n".join(lines), encoding="utf-8")
