@@ -50,16 +50,11 @@ def tensors(folder: Path) -> dict[str, list[float]]:
 
 
 @settings(max_examples=12, deadline=None)
-@given(chunk=st.integers(1, 20_000), threads=st.integers(1, 2))
-def test_the_same_bytes_come_out_whatever_the_pieces_and_threads(merge: Merge, chunk: int, threads: int) -> None:
-    before = torch.get_num_threads()
+@given(chunk=st.integers(1, 20_000))
+def test_the_same_bytes_come_out_whatever_the_size_of_the_pieces(merge: Merge, chunk: int) -> None:
     whole = digest_of(list_files(merge(models=["full", "lora"])))
 
-    try:
-        torch.set_num_threads(threads)
-        pieces = digest_of(list_files(merge(chunk, models=["full", "lora"])))
-    finally:
-        torch.set_num_threads(before)
+    pieces = digest_of(list_files(merge(chunk, models=["full", "lora"])))
 
     assert pieces == whole
 

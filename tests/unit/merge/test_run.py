@@ -131,9 +131,9 @@ def test_norms_and_cosines_are_those_of_the_whole_task_vectors(tmp_path: Path) -
 
     _, result = merge(tmp_path, inputs, base="base", models=["expert-1", "expert-2"])
 
-    assert result["task_vector_norms"]["expert-1"] == pytest.approx(first.norm().item(), rel=1e-4)
+    assert result["task_vector_norms"]["expert-1"] == pytest.approx(first.norm().item(), rel=1e-3)
     cosine = torch.nn.functional.cosine_similarity(first, second, dim=0).item()
-    assert result["cosines"]["expert-1 / expert-2"] == pytest.approx(cosine, abs=1e-4)
+    assert result["cosines"]["expert-1 / expert-2"] == pytest.approx(cosine, abs=2e-4)
 
 
 def test_excluded_tensors_stay_as_in_the_base(tmp_path: Path) -> None:
