@@ -99,7 +99,20 @@ def test_urls_and_unknown_names_are_refused() -> None:
         check(PullSpec(source="org/model@v1", revision="v2"))
 
 
-def test_a_hub_out_of_reach_is_said_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_hub_that_refuses_the_connection_is_said_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import httpx2
+    from huggingface_hub import HfApi
+
+    def refuse(*_args: object, **_options: object) -> None:
+        raise httpx2.ConnectError("[Errno 111] Connection refused")
+
+    monkeypatch.setattr(HfApi, "model_info", refuse)
+
+    with pytest.raises(Unavailable, match=r"Connection refused.*models add PATH"):
+        run(PullSpec(source="org/model"), FakeJob(tmp_path))
+
+
+def test_a_hub_switched_off_is_said_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import huggingface_hub.constants
 
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)

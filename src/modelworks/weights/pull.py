@@ -131,8 +131,9 @@ def _hub_source(source: str) -> tuple[str, str | None]:
 
 
 def _from_hub(spec: PullSpec, folder: Path, job: JobContext) -> JsonObject:
+    import httpx2
     from huggingface_hub import HfApi, snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, RepositoryNotFoundError, RevisionNotFoundError
 
     repository, revision = _hub_source(spec.source)
     wanted = spec.revision or revision or "main"
@@ -148,9 +149,9 @@ def _from_hub(spec: PullSpec, folder: Path, job: JobContext) -> JsonObject:
             allow_patterns=list(HUB_FILES),
             ignore_patterns=list(HUB_IGNORED),
         )
-    except (HfHubHTTPError, HFValidationError) as error:
+    except (RepositoryNotFoundError, RevisionNotFoundError, HFValidationError) as error:
         raise NotFound(f"{repository}@{wanted}: the hub says {str(error).splitlines()[0]}") from None
-    except (LocalEntryNotFoundError, OfflineModeIsEnabled, OSError) as error:
+    except (HfHubHTTPError, httpx2.TransportError, ConnectionError, FileNotFoundError) as error:
         raise _offline(repository, error) from None
     _remove_cache(folder)
     return {
