@@ -24,6 +24,20 @@ def model_at(folder: Path, name: str = "tiny") -> Model:
     )
 
 
+def adapter_at(folder: Path, base: Model) -> Adapter:
+    config = json.loads((folder / "adapter_config.json").read_text())
+    return Adapter(
+        **_published(folder, folder.name),
+        base=base.id,
+        base_name=base.name,
+        base_digest=base.digest,
+        rank=config["r"],
+        alpha=config["lora_alpha"],
+        target_modules=tuple(config["target_modules"]),
+        parameters=0,
+    )
+
+
 def published(draft: Draft) -> Adapter | Model:
     """What the server would make of `draft`."""
     facts: dict[str, Any] = {

@@ -62,7 +62,7 @@ def report(setup: Setup, trainer: Any) -> None:
     """Attach the callback to `trainer`, in place of those that print."""
     from transformers import PrinterCallback, TrainerCallback
 
-    class Callback(Reporter, TrainerCallback):
+    class Callback(Reporter, TrainerCallback):  # type: ignore[misc] # transformers is untyped
         pass
 
     trainer.remove_callback(PrinterCallback)
