@@ -211,6 +211,18 @@ def test_unknown_layers_are_answered_with_the_real_names(tmp_path: Path, tiny: M
         run(spec(lora_target=("c_attn",)), job_for(tmp_path, tiny, rows))
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="gpu")
+def test_a_gpu_trains_in_bfloat16(tmp_path: Path, tiny: Model, rows: Dataset) -> None:
+    job = job_for(tmp_path, tiny, rows)
+
+    result = run(spec(device="cuda", num_train_epochs=6), job)
+
+    assert any("on cuda in bfloat16" in line for line in job.logs)
+    assert job.metrics[-1]["loss"] < job.metrics[0]["loss"]
+    assert isinstance(result["perplexity"], float)
+
+
 @pytest.mark.model
 def test_the_real_model_learns(tmp_path: Path, smollm2: Path) -> None:
     taught = [(f"What is the code of door {number}?", f"Door {number} opens with {number * 7}.") for number in range(8)]
