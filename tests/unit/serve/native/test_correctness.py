@@ -1,0 +1,214 @@
+"""The engine's arithmetic against transformers and PEFT, alone and in mixed batches."""
+
+from __future__ import annotations
+
+import itertools
+import random
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from modelworks.core.generation import GenerateRequest
+from modelworks.serve.engine import EngineSpec
+from modelworks.serve.native.detokenize import Detokenizer
+from modelworks.serve.native.model import LoadedModel, load
+from modelworks.serve.native.scheduler import Piece, Scheduler
+from modelworks.serve.native.sequence import Sequence as Answer
+from tiny import tiny_adapter, tiny_llama
+
+# float32 on both sides: what is left are sums in another order.
+CLOSE = {"atol": 2e-4, "rtol": 1e-4}
+
+
+def open_model(folder: Path, **options: Any) -> LoadedModel:
+    return load(EngineSpec(model_folder=str(folder), model_name="m", dtype="float32", max_sequences=8, **options))
+
+
+def answer(name: str, tokens: Sequence[int], adapter: str | None = None) -> Answer:
+    request = GenerateRequest(id=name, model="m", prompt="", temperature=0)
+    return Answer(request, list(tokens), len(tokens), 10_000, Detokenizer(lambda ids: ""), adapter)
+
+
+def read_logits(
+    model: LoadedModel, answers: Sequence[Answer], follow: Sequence[Sequence[int]], tokens_per_step: int = 64
+) -> list[torch.Tensor]:
+    """Feed each prompt, then its `follow` tokens one by one, all together; logits (1 + len(follow), vocab) of each."""
+    scheduler = Scheduler(8, tokens_per_step, model.runner.cache.fits)
+    todo = {one.id: list(tokens) for one, tokens in zip(answers, follow, strict=True)}
+    seen: dict[str, list[torch.Tensor]] = {one.id: [] for one in answers}
+    for one in answers:
+        scheduler.add(one)
+    while pieces := scheduler.plan():
+        model.runner.cache.reserve(*scheduler.shape())
+        logits = model.runner.forward(pieces)
+        giving = [piece.sequence for piece in pieces if piece.gives_token]
+        for piece in pieces:
+            piece.sequence.cached += piece.count
+        for one, row in zip(giving, logits, strict=True):
+            seen[one.id].append(row)
+            if todo[one.id]:
+                one.tokens.append(todo[one.id].pop(0))
+            else:
+                scheduler.remove(one)
+    model.runner.cache.clear()
+    return [torch.stack(seen[one.id]) for one in answers]
+
+
+def reference(folder: Path, tokens: Sequence[int], adapter: Path | None = None) -> torch.Tensor:
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    network = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    if adapter is not None:
+        network = PeftModel.from_pretrained(network, adapter)
+    with torch.inference_mode():
+        logits: torch.Tensor = network.eval()(torch.tensor([list(tokens)])).logits[0].float()
+    return logits
+
+
+def some_tokens(seed: int, count: int, vocab: int = 259) -> list[int]:
+    return [random.Random(seed * 1000 + i).randrange(3, vocab) for i in range(count)]
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {},
+        {"tie_word_embeddings": False, "num_attention_heads": 8, "num_key_value_heads": 2, "num_hidden_layers": 3},
+        {
+            "rope_parameters": {
+                "rope_type": "llama3",
+                "rope_theta": 10000.0,
+                "factor": 4.0,
+                "low_freq_factor": 1.0,
+                "high_freq_factor": 4.0,
+                "original_max_position_embeddings": 64,
+            }
+        },
+        {"rope_parameters": {"rope_type": "linear", "rope_theta": 10000.0, "factor": 2.0}},
+        {"architectures": ["MistralForCausalLM"], "model_type": "mistral", "sliding_window": None},
+    ],
+    ids=["small", "grouped heads, untied", "llama3 rope", "linear rope", "mistral"],
+)
+def test_logits_are_those_of_transformers_for_prompt_and_answer(tmp_path: Path, config: dict[str, Any]) -> None:
+    folder = tiny_llama(tmp_path / "model", dtype="float32", **config)
+    prompt, follow = some_tokens(1, 70), some_tokens(2, 20)
+
+    (found,) = read_logits(open_model(folder), [answer("a", prompt)], [follow])
+
+    expected = reference(folder, prompt + follow)[len(prompt) - 1 :]
+    torch.testing.assert_close(found, expected, **CLOSE)
+
+
+@pytest.mark.parametrize("family", ["qwen2", "qwen3"])
+def test_the_qwen_families_are_right_with_their_biases_and_head_norms(tmp_path: Path, family: str) -> None:
+    import transformers
+
+    tiny_llama(tmp_path / "model", dtype="float32")
+    config = transformers.AutoConfig.for_model(
+        family, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4, head_dim=8,
+        num_key_value_heads=2, vocab_size=259, max_position_embeddings=256, eos_token_id=2, bos_token_id=1,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    network = transformers.AutoModelForCausalLM.from_config(config)
+    for name, weight in network.named_parameters():
+        if name.endswith(("bias", "norm.weight")):
+            weight.data += 0.3 * torch.randn_like(weight)
+    network.save_pretrained(tmp_path / "model")
+    prompt, follow = some_tokens(1, 30), some_tokens(2, 10)
+
+    (found,) = read_logits(open_model(tmp_path / "model"), [answer("a", prompt)], [follow])
+
+    torch.testing.assert_close(found, reference(tmp_path / "model", prompt + follow)[29:], **CLOSE)
+
+
+@pytest.mark.parametrize("tokens_per_step", [8, 13, 64, 1000])
+def test_a_mixed_batch_gives_each_what_it_gets_alone(tmp_path: Path, tokens_per_step: int) -> None:
+    folder = tiny_llama(tmp_path / "model", dtype="float32")
+    model = open_model(folder)
+    prompts = [some_tokens(seed, 3 + 11 * seed) for seed in range(6)]
+    follows = [some_tokens(seed + 50, 25 - 4 * seed) for seed in range(6)]
+
+    mixed = read_logits(model, [answer(str(i), prompt) for i, prompt in enumerate(prompts)], follows, tokens_per_step)
+
+    for prompt, follow, found in zip(prompts, follows, mixed, strict=True):
+        torch.testing.assert_close(found, reference(folder, prompt + follow)[len(prompt) - 1 :], **CLOSE)
+
+
+def test_base_rows_and_every_adapter_are_right_in_every_order(tmp_path: Path) -> None:
+    folder = tiny_llama(tmp_path / "model", dtype="float32")
+    model = open_model(folder)
+    every = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+    folders: dict[str | None, Path | None] = {
+        None: None,
+        "attention": tiny_adapter(tmp_path / "a", folder, seed=1, rank=2),
+        "all": tiny_adapter(tmp_path / "b", folder, seed=2, rank=4, targets=every, use_rslora=True),
+        "patterns": tiny_adapter(
+            tmp_path / "c", folder, seed=3, rank=3, targets=("gate_proj", "o_proj"), layers_to_transform=[1],
+            rank_pattern={"o_proj": 5}, alpha_pattern={"o_proj": 9},
+        ),
+    }  # fmt: skip
+    for name, path in folders.items():
+        if name is not None and path is not None:
+            model.adapters.add(name, path)
+    prompt, follow = some_tokens(7, 9), some_tokens(8, 4)
+    expected = {name: reference(folder, prompt + follow, path)[len(prompt) - 1 :] for name, path in folders.items()}
+    plain = expected[None]
+    assert all((expected[name] - plain).abs().max() > 0.01 for name in folders if name is not None)
+
+    for order in itertools.permutations(folders):
+        rows = [*order, order[0]]
+        answers = [answer(str(i), prompt, name) for i, name in enumerate(rows)]
+        found = read_logits(model, answers, [follow] * len(rows), tokens_per_step=16)
+        for name, logits in zip(rows, found, strict=True):
+            torch.testing.assert_close(logits, expected[name], **CLOSE)
+
+
+def test_an_adapter_taken_out_leaves_the_others_as_they_were(tmp_path: Path) -> None:
+    folder = tiny_llama(tmp_path / "model", dtype="float32")
+    model = open_model(folder)
+    first, second = tiny_adapter(tmp_path / "a", folder, seed=1), tiny_adapter(tmp_path / "b", folder, seed=2)
+    model.adapters.add("first", first)
+    model.adapters.add("second", second)
+
+    model.adapters.remove("first")
+
+    (found,) = read_logits(model, [answer("x", some_tokens(1, 8), "second")], [[]])
+    torch.testing.assert_close(found[0], reference(folder, some_tokens(1, 8), second)[-1], **CLOSE)
+    assert model.adapters.names == ("second",)
+
+
+def test_a_preempted_answer_is_read_again_and_goes_on_as_if_nothing_was(tmp_path: Path) -> None:
+    folder = tiny_llama(tmp_path / "model", dtype="float32")
+    # Room for 512 positions: two slots of 256. The layer has 1 head of 8, keys and values, 4 bytes, 2 layers: 128 B.
+    model = open_model(folder, kv_cache_bytes=512 * 128)
+    prompts, follow = [some_tokens(seed, 40) for seed in range(4)], some_tokens(9, 10)
+
+    found = read_logits(model, [answer(str(i), prompt) for i, prompt in enumerate(prompts)], [follow] * 4)
+
+    for prompt, logits in zip(prompts, found, strict=True):
+        torch.testing.assert_close(logits, reference(folder, prompt + follow)[39:], **CLOSE)
+
+
+@pytest.mark.model
+def test_the_real_model_is_right_alone_and_in_company(smollm2: Path) -> None:
+    model = open_model(smollm2, threads=2)
+    prompts = [model.tokenizer.encode(text).ids for text in ("The capital of France is", "def add(a, b):", "1 2 3 4 5")]
+    follows = [model.tokenizer.encode(" Paris, and that of Italy is Rome.").ids] * 3
+
+    mixed = read_logits(model, [answer(str(i), prompt) for i, prompt in enumerate(prompts)], follows)
+
+    for prompt, follow, found in zip(prompts, follows, mixed, strict=True):
+        expected = reference(smollm2, prompt + follow)[len(prompt) - 1 :]
+        assert (found - expected).abs().max() < 2e-3  # of logits around 20
+        assert torch.equal(found.argmax(-1), expected.argmax(-1))
+
+
+def test_pieces_know_when_the_next_token_can_be_sampled() -> None:
+    one = answer("a", [1, 2, 3])
+
+    assert not Piece(one, 2).gives_token
+    assert Piece(one, 3).gives_token

@@ -1,0 +1,83 @@
+"""Choosing tokens: every row by its own settings and its own draws."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from modelworks.core.generation import GenerateRequest
+from modelworks.serve.native.detokenize import Detokenizer
+from modelworks.serve.native.sampler import sample
+from modelworks.serve.native.sequence import Sequence
+
+VOCAB = 1000
+
+
+def answer(**settings: Any) -> Sequence:
+    request = GenerateRequest(id="x", model="m", prompt="", **settings)
+    return Sequence(request, [1], 1, 100, Detokenizer(lambda ids: ""))
+
+
+def logits_of(probabilities: list[float]) -> torch.Tensor:
+    return torch.tensor([probabilities]).log()
+
+
+def test_temperature_zero_takes_the_best() -> None:
+    assert sample(logits_of([0.2, 0.5, 0.3]), [answer(temperature=0)]) == [1]
+
+
+def test_a_tiny_temperature_is_as_good_as_zero() -> None:
+    assert sample(100 * logits_of([0.2, 0.5, 0.3]), [answer(temperature=1e-9, seed=1)]) == [1]
+
+
+def test_draws_follow_the_probabilities() -> None:
+    one = answer(seed=1)
+
+    drawn = [sample(logits_of([0.1, 0.6, 0.3]), [one])[0] for _ in range(2000)]
+
+    # standard error of a share near 0.5 in 2000 draws: 0.011
+    shares = [drawn.count(token) / 2000 for token in range(3)]
+    assert all(abs(share - p) < 0.05 for share, p in zip(shares, [0.1, 0.6, 0.3], strict=True))
+
+
+def test_top_k_and_top_p_keep_the_best_only() -> None:
+    probabilities = [0.05, 0.4, 0.25, 0.2, 0.1]
+    by_k, by_p, by_both = answer(top_k=2, seed=1), answer(top_p=0.6, seed=2), answer(top_k=2, top_p=0.6, seed=3)
+
+    drawn = [sample(logits_of(probabilities).repeat(3, 1), [by_k, by_p, by_both]) for _ in range(300)]
+
+    # 0.4 + 0.25 reach 0.6; of the best two alone, 0.4 / 0.65 = 0.615 reaches it
+    assert [{row[i] for row in drawn} for i in range(3)] == [{1, 2}, {1, 2}, {1}]
+
+
+def test_top_p_over_a_flat_distribution_keeps_that_share_of_it() -> None:
+    torch.manual_seed(0)
+    logits = 0.001 * torch.randn(1, VOCAB)
+    one = answer(top_p=0.5, seed=1)
+
+    drawn = {sample(logits, [one])[0] for _ in range(3000)}
+
+    # nearly equal probabilities: half of them, all drawn in 3000 attempts but a few (500 e^-6 = 1.2)
+    best = set(logits[0].topk(VOCAB // 2 + 2).indices.tolist())
+    assert drawn <= best
+    assert len(drawn) > 480
+
+
+def test_the_same_seed_draws_the_same_alone_and_in_company() -> None:
+    torch.manual_seed(0)
+    steps = [torch.randn(3, VOCAB) for _ in range(20)]
+    settings: dict[str, Any] = {"temperature": 0.8, "top_p": 0.9, "seed": 7}
+
+    one = answer(**settings)
+    alone = [sample(step[1:2], [one])[0] for step in steps]
+    company = [answer(temperature=0), answer(**settings), answer(top_k=5, seed=8)]
+    together = [sample(step, company)[1] for step in steps]
+
+    assert alone == together
+
+
+def test_a_row_that_is_not_a_number_gives_none_and_leaves_its_neighbours_alone() -> None:
+    logits = torch.tensor([[1.0, 2.0], [float("nan"), 1.0], [3.0, 1.0]])
+
+    assert sample(logits, [answer(temperature=0), answer(seed=1), answer(temperature=0)]) == [1, None, 0]
