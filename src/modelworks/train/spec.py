@@ -29,7 +29,7 @@ class TrainSpec(Spec):
 
     num_train_epochs: float = Field(3, gt=0, description="times to go through the rows")
     max_steps: int | None = Field(None, ge=1, description="stop after so many steps instead of epochs")
-    per_device_train_batch_size: int = Field(8, ge=1, description="rows computed together")
+    per_device_train_batch_size: int = Field(4, ge=1, description="rows computed together")
     gradient_accumulation_steps: int = Field(1, ge=1, description="batches added up before each step")
     max_length: int = Field(1024, ge=8, description="tokens of a row that are kept; its end is cut off")
     learning_rate: float | None = Field(
