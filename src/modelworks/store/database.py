@@ -19,6 +19,7 @@ from modelworks.store.tables import HEAD
 # The first SQLite without the WAL-reset bug, which can corrupt a database that several connections write to.
 FIXED_SQLITE = (3, 51, 3)
 BUSY_SECONDS = 30
+ADVISORY_KEY = 0x6D6F64656C776B73
 
 
 class Database:
@@ -36,6 +37,14 @@ class Database:
     @contextmanager
     def write(self) -> Iterator[Connection]:
         with _translated(), self._writing.begin() as connection:
+            yield connection
+
+    @contextmanager
+    def alone(self) -> Iterator[Connection]:
+        """Write while nobody else is in `alone`: for what is true only of many rows together, such as free slots."""
+        with self.write() as connection:
+            if connection.dialect.name == "postgresql":
+                connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": ADVISORY_KEY})
             yield connection
 
     def close(self) -> None:

@@ -136,7 +136,7 @@ def unfinished(database: Database) -> list[Claim]:
 def claim(database: Database, capacity: Mapping[str, int]) -> Claim | None:
     """Take the queued job of highest priority, oldest first, that fits into the free slots, and open its next run."""
     now = clock.now()
-    with database.write() as connection:
+    with database.alone() as connection:
         free = _free_slots(connection, capacity)
         ready = select(jobs).where(jobs.c.state == JobState.QUEUED.value, jobs.c.not_before <= now)
         rows = connection.execute(ready.with_for_update(skip_locked=True)).mappings().all()

@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
 
 import pytest
+from sqlalchemy import create_engine, text
 
 from modelworks.core import clock
 from modelworks.core.errors import Conflict, NotFound
@@ -17,11 +19,25 @@ from modelworks.store.events import NewEvent
 from modelworks.store.jobs import Ending, NewJob
 
 
-@pytest.fixture
-def database(tmp_path: Path) -> Iterator[Database]:
-    opened = open_database(f"sqlite:///{tmp_path / 'test.db'}")
+@pytest.fixture(params=["sqlite", pytest.param("postgres", marks=pytest.mark.postgres)])
+def database(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Database]:
+    """Every kind of database is run through the same tests."""
+    url = f"sqlite:///{tmp_path / 'test.db'}" if request.param == "sqlite" else empty_postgres()
+    opened = open_database(url)
     yield opened
     opened.close()
+
+
+def empty_postgres() -> str:
+    url = os.environ.get("MODELWORKS_TEST_POSTGRES")
+    if not url:
+        pytest.skip("postgres: MODELWORKS_TEST_POSTGRES names no database")
+    engine = create_engine(url)
+    with engine.begin() as connection:
+        connection.execute(text("DROP SCHEMA public CASCADE"))
+        connection.execute(text("CREATE SCHEMA public"))
+    engine.dispose()
+    return url
 
 
 def new_job(**changes: object) -> NewJob:
