@@ -152,8 +152,15 @@ class Services:
         found: dict[str, AnyArtifact] = {}
         problems: list[Problem] = []
         first: ModelworksError | None = None
-        for shelf, wanted in kind.names(spec).items():
-            for name in wanted:
+        wanted = kind.names(spec)
+        twice = set(wanted.get("models", ())) & set(wanted.get("datasets", ()))
+        if twice:
+            name = min(twice)
+            raise Invalid(
+                f"{name!r} names both a model and a dataset here; write the id of one (modelworks models show)"
+            )
+        for shelf, names in wanted.items():
+            for name in names:
                 try:
                     found[name] = self.catalog.model(name) if shelf == "models" else self.catalog.dataset(name)
                 except (NotFound, Invalid) as error:

@@ -113,7 +113,9 @@ def child_environment(settings: Settings, extra: Mapping[str, str] | None = None
         hub["HF_TOKEN"] = settings.hf_token.get_secret_value()
     # Parallel tokenizer threads and a fork do not go together; progress bars belong to us.
     quiet = {"TOKENIZERS_PARALLELISM": "false", "HF_HUB_DISABLE_PROGRESS_BARS": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
-    return kept | hub | quiet | {"PYTHONUNBUFFERED": "1"} | dict(extra or {})
+    # Waiting OpenMP threads that spin starve each other when runs and engines share the cores: seconds become a minute.
+    sharing = {"OMP_WAIT_POLICY": "PASSIVE"}
+    return kept | hub | quiet | sharing | {"PYTHONUNBUFFERED": "1"} | dict(extra or {})
 
 
 def _environment_sources(environment: Mapping[str, str]) -> list[tuple[str, dict[str, object]]]:
