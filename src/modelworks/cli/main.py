@@ -82,14 +82,19 @@ def _complain(session: Session, code: str, message: str, problems: tuple[errors.
         body = {"error": {"code": code, "message": message, "problems": listed}}
         click.echo(json.dumps(body, ensure_ascii=False), err=True)
         return
-    if problems and len(message) > len(str(problems[0])) and str(problems[-1]) in message:
-        # The message is the problems in one line: they are listed below.
-        message = message.split(str(problems[0]))[0].rstrip(": ") or f"{len(problems)} problems"
-    if len(problems) == 1 and str(problems[0]) in message:
-        problems = ()
+    if problems and all(each.what in message for each in problems):
+        # The message holds every problem in one line: one is said once, several are listed instead.
+        message = message if len(problems) == 1 else _head(message, problems)
+        problems = problems[1:] and problems
     click.echo(f"modelworks: {message}", err=True)
     for problem in problems:
         click.echo(f"  {problem}", err=True)
+
+
+def _head(message: str, problems: tuple[errors.Problem, ...]) -> str:
+    """What a message says before it lists its problems."""
+    starts = [message.find(text) for text in (str(problems[0]), problems[0].what) if text in message]
+    return message[: min(starts)].rstrip(": ") or f"{len(problems)} things are wrong"
 
 
 def main() -> None:

@@ -159,7 +159,8 @@ def spread(args: Sequence[str], several: set[str]) -> list[str]:
     for position, arg in enumerate(args):
         if arg == "--":
             return spread_out + list(args[position:])
-        if arg.startswith("-") and len(arg) > 1:
+        # A number may be negative: --weights 1 -0.5
+        if arg.startswith("-") and not arg[1:2].isdigit() and len(arg) > 1:
             option, given = (arg if arg in several else ""), 0
         elif option:
             given += 1

@@ -22,6 +22,7 @@ PIPE_COLUMNS = 240
 KEY_SETTINGS = (
     "source", "revision", "strategy", "tuning", "method", "params", "dataset", "num_train_epochs", "max_steps",
     "learning_rate", "lora_r", "validation_share", "seed",
+    "origin", "note",
 )  # fmt: skip
 
 
@@ -164,9 +165,9 @@ def _describe(node: LineageNode) -> RenderableType:
     line.append(f"  {node.kind} {node.digest[:12]}", style="dim")
     if node.job_id:
         line.append(f"  job {node.job_id}", style="dim")
-    settings = {key: node.recipe[key] for key in KEY_SETTINGS if node.recipe.get(key) not in (None, "", {}, [])}
-    if "note" in node.recipe:
-        settings["note"] = node.recipe["note"]
+    spec = node.recipe.get("spec")
+    recipe = node.recipe | (spec if isinstance(spec, dict) else {})
+    settings = {key: recipe[key] for key in KEY_SETTINGS if recipe.get(key) not in (None, "", {}, [])}
     for facts in (settings, node.metrics):
         if facts:
             line.append(f"\n{text_of(facts)}")
