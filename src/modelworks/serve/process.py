@@ -74,8 +74,8 @@ class Process:
                 task = asyncio.create_task(self._prepare(order))
                 self._tasks[order.request.id] = task
                 task.add_done_callback(lambda _, id_=order.request.id: self._tasks.pop(id_, None))  # type: ignore[misc] # the default binds this turn's id
-            elif isinstance(order, wire.Cancel) and (task := self._tasks.get(order.id)) and not task.done():
-                task.cancel()
+            elif isinstance(order, wire.Cancel) and (begun := self._tasks.get(order.id)) and not begun.done():
+                begun.cancel()
             else:
                 self._loop.put(order)
 

@@ -20,7 +20,7 @@ from modelworks.serve.native.sequence import Sequence as Answer
 from tiny import tiny_adapter, tiny_llama
 
 # float32 on both sides: what is left are sums in another order.
-CLOSE = {"atol": 2e-4, "rtol": 1e-4}
+CLOSE: dict[str, Any] = {"atol": 2e-4, "rtol": 1e-4}
 
 
 def open_model(folder: Path, **options: Any) -> LoadedModel:
