@@ -29,6 +29,17 @@ def functions(path: Path) -> Iterator[tuple[str, int]]:
             yield f"{relative(path)}:{node.name}", node.end_lineno - node.lineno + 1
 
 
+def lines_of_code(path: Path) -> int:
+    """Lines that hold a statement: blank lines, comments and docstrings are not charged."""
+    text = path.read_text()
+    told: set[int] = set()
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str):
+            told |= set(range(node.lineno, (node.end_lineno or node.lineno) + 1))
+    lines = enumerate((line.strip() for line in text.splitlines()), start=1)
+    return sum(1 for number, line in lines if line and not line.startswith("#") and number not in told)
+
+
 def imported(path: Path) -> set[str]:
     """Modules that a file imports when it is imported itself: those inside functions or for types only do not count."""
     found: set[str] = set()
@@ -56,7 +67,7 @@ def test_no_function_is_too_long() -> None:
 
 
 def test_the_product_stays_small() -> None:
-    assert sum(len(path.read_text().splitlines()) for path in SOURCES) < MOST_LINES_OF_THE_PRODUCT
+    assert sum(lines_of_code(path) for path in SOURCES) < MOST_LINES_OF_THE_PRODUCT
 
 
 def test_every_file_is_named_after_its_idea() -> None:
