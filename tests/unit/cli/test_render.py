@@ -4,6 +4,7 @@ import pytest
 
 from modelworks.app.catalog import LineageNode
 from modelworks.cli import render
+from modelworks.core.nouns import JsonObject
 
 
 @pytest.mark.parametrize(("count", "text"), [(0, "0 B"), (999, "999 B"), (1000, "1.0 kB"), (272_600_000, "272.6 MB")])
@@ -40,7 +41,7 @@ def test_a_family_tree_shows_roles_digests_settings_and_metrics(capsys: pytest.C
         role="base", kind="model", name="tiny", id="1", digest="a" * 64, job_id=None, recipe={"source": "/there"},
         metrics={}, parents=(),
     )  # fmt: skip
-    recipe = {"kind": "merge", "spec": {"method": "ties", "params": {"density": 0.2}, "base": "tiny"}}
+    recipe: JsonObject = {"kind": "merge", "spec": {"method": "ties", "params": {"density": 0.2}, "base": "tiny"}}
     merged = LineageNode(
         role="self", kind="model", name="mine", id="2", digest="b" * 64, job_id="j", recipe=recipe,
         metrics={"loss": 1.25}, parents=(base,),
