@@ -16,7 +16,7 @@ from typing import Any
 import yaml
 
 HERE = Path(__file__).parent
-TRAIN_ROWS, HELD_OUT_ROWS = 440, 50
+TRAIN_ROWS, HELD_OUT_ROWS = {"shell": 400, "tickets": 260}, 50
 SLOT = re.compile(r"\{([a-z]+)(\d?)\}")
 
 
@@ -86,7 +86,7 @@ def main() -> None:
     for seed, (name, make_rows) in enumerate({"shell": shell_rows, "tickets": ticket_rows}.items()):
         rng = random.Random(seed)
         phrases = yaml.safe_load((HERE / "phrases" / f"{name}.yaml").read_text(encoding="utf-8"))
-        rows = distinct(make_rows(phrases, rng), TRAIN_ROWS + HELD_OUT_ROWS)
+        rows = distinct(make_rows(phrases, rng), TRAIN_ROWS[name] + HELD_OUT_ROWS)
         held_out = set(rng.sample(range(len(rows)), HELD_OUT_ROWS))
         with (HERE / f"{name}.jsonl").open("w", encoding="utf-8") as file:
             for number, row in enumerate(rows):
