@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import re
 import shlex
 import shutil
 from pathlib import Path
@@ -22,8 +23,8 @@ from modelworks.train.spec import TrainSpec
 
 DEMO = Path(__file__).resolve().parents[3] / "examples" / "demo"
 DATASETS = ("shell", "tickets")
-COMMANDS = set(
-    "chmod cp curl diff du find git grep head ls mkdir mv ping sort ssh sudo systemctl tail tar wc which zip".split()
+COMMANDS = re.compile(
+    "chmod|cp|curl|diff|du|find|git|grep|head|ls|mkdir|mv|ping|sort|ssh|sudo|systemctl|tail|tar|wc|which|zip"
 )
 
 
@@ -80,7 +81,7 @@ def test_shell_answers_are_one_safe_command_line() -> None:
         words = shlex.split(row["output"])
 
         assert "\n" not in row["output"]
-        assert words[0] in COMMANDS
+        assert COMMANDS.fullmatch(words[0])
         assert not {"rm", "dd", "mkfs", ">", "-delete", "-exec"} & set(words)
         assert words[0] != "sudo" or words[1:3] == ["systemctl", "restart"]
 
