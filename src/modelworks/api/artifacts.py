@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 from fastapi import APIRouter, Depends, Request
 from fastapi.concurrency import run_in_threadpool
@@ -11,6 +11,7 @@ from pydantic import Field
 
 from modelworks.api.dependencies import services
 from modelworks.api.receiving import receive_file, receive_form
+from modelworks.app.answers import Preview
 from modelworks.app.catalog import LineageNode
 from modelworks.app.services import Services
 from modelworks.app.uploads import Imported, import_upload, open_inbox
@@ -62,7 +63,7 @@ async def upload_body(name: str, request: Request, app: App) -> Imported:
 
 # The longer address first: {name:path} takes slashes, so it would take these endings too.
 @router.get("/datasets/{name:path}/preview")
-def preview_dataset(name: str, app: App, model: str | None = None) -> Any:  # a Preview, which belongs to data
+def preview_dataset(name: str, app: App, model: str | None = None) -> Preview:
     """Show rows, token lengths and one row as `model` would see it."""
     return app.catalog.preview(name, model)
 

@@ -10,12 +10,16 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Body, Depends, Header, Path, Query, Response
 from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import PlainTextResponse, StreamingResponse
+from pydantic import GetJsonSchemaHandler
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema
 
 from modelworks.api.dependencies import services
 from modelworks.api.event_stream import Stopping, follow
 from modelworks.app.kinds import KINDS, JobKind
 from modelworks.app.services import CANCEL_WAIT_SECONDS, Services
 from modelworks.core.nouns import Event, Job
+from modelworks.core.spec import Spec
 from modelworks.core.states import JobState
 
 router = APIRouter(prefix="/modelworks", tags=["jobs"])
@@ -47,10 +51,19 @@ class EventPage:
     next: int
 
 
+@dataclass(frozen=True)
+class Documented:
+    """Has a body documented as `spec`, but read by the service, which answers a misspelt key with the nearest one."""
+
+    spec: type[Spec]
+
+    def __get_pydantic_json_schema__(self, _schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
+        return handler(self.spec.__pydantic_core_schema__)
+
+
 def _submitting(kind: JobKind[Any]) -> Callable[..., Job]:
-    # The body is read by the service, so that a misspelt key is answered with the nearest known one.
     def submit(
-        spec: Annotated[dict[str, Any], Body()],
+        spec: dict[str, Any],
         app: App,
         response: Response,
         priority: Annotated[int, Query(description="-100 to 100; higher goes first")] = 0,
@@ -62,11 +75,12 @@ def _submitting(kind: JobKind[Any]) -> Callable[..., Job]:
         response.headers["Location"] = f"{router.prefix}/jobs/{job.id}"
         return job
 
+    # Written out: as text, which annotations are here, it could not be found again outside this function.
+    submit.__annotations__["spec"] = Annotated[dict[str, Any], Documented(kind.spec), Body()]
     return submit
 
 
 for _kind in KINDS.values():
-    _schema = {"content": {"application/json": {"schema": _kind.spec.model_json_schema()}}, "required": True}
     router.add_api_route(
         f"/{_kind.name}",
         _submitting(_kind),
@@ -75,7 +89,6 @@ for _kind in KINDS.values():
         operation_id=_kind.name,
         summary=f"Queue a job: {_kind.name}",
         description=_kind.spec.__doc__,
-        openapi_extra={"requestBody": _schema},
     )
 
 

@@ -10,11 +10,14 @@ from fastapi import APIRouter, Depends
 
 import modelworks
 from modelworks.api.dependencies import services
+from modelworks.app.answers import DeploymentStatus
 from modelworks.app.doctor import Check, examine
 from modelworks.app.plugins import PluginInfo, list_plugins
 from modelworks.app.services import Services
+from modelworks.core.spec import Spec
 
 router = APIRouter(prefix="/modelworks", tags=["system"])
+App = Annotated[Services, Depends(services)]
 STARTED = time.monotonic()
 
 
@@ -25,6 +28,12 @@ class Health:
     uptime_seconds: float
 
 
+class Wish(Spec):
+    """A model or adapter to serve, or no longer."""
+
+    model: str
+
+
 @router.get("/health")
 async def health() -> Health:
     """Say that the server answers."""
@@ -32,7 +41,7 @@ async def health() -> Health:
 
 
 @router.get("/doctor")
-def doctor(app: Annotated[Services, Depends(services)]) -> list[Check]:
+def doctor(app: App) -> list[Check]:
     """Look at everything the server depends on; what is not well comes with its remedy."""
     return examine(app.settings)
 
@@ -41,3 +50,21 @@ def doctor(app: Annotated[Services, Depends(services)]) -> list[Check]:
 def plugins() -> dict[str, list[PluginInfo]]:
     """List every strategy, method, metric and format, with the schema of its parameters."""
     return list_plugins()
+
+
+@router.get("/deployments")
+async def deployments(app: App, stats: bool = False) -> tuple[DeploymentStatus, ...]:
+    """List the models that are served; with `stats`, also what each engine says of itself."""
+    return await app.gateway.stats() if stats else app.gateway.deployments()
+
+
+@router.post("/deployments/load")
+async def load(wish: Wish, app: App) -> DeploymentStatus:
+    """Start an engine for a model, or add an adapter to the one of its base; answers when it is ready."""
+    return await app.gateway.load(wish.model)
+
+
+@router.post("/deployments/unload", status_code=204)
+async def unload(wish: Wish, app: App) -> None:
+    """Let running answers end, then end the engine and free its memory."""
+    await app.gateway.unload(wish.model)

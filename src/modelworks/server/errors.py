@@ -90,7 +90,8 @@ def error_response(error: ModelworksError, path: str, status: int | None = None)
 
 def category_of(error: ModelworksError) -> str:
     """The code of the nearest error that every client knows: those of the core."""
-    return next(kind.code for kind in type(error).__mro__ if kind.__module__ == ModelworksError.__module__)
+    kinds = (kind for kind in type(error).__mro__ if issubclass(kind, ModelworksError))
+    return next(kind.code for kind in kinds if kind.__module__ == ModelworksError.__module__)
 
 
 def problem_body(error: ModelworksError, status: int) -> JsonObject:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
+import logging
+import os
 import signal
 import socket
 import sys
+import threading
 from collections.abc import Callable
 from contextlib import ExitStack
 
@@ -23,8 +27,11 @@ from modelworks.server.sockets import check_exposure, listen, url_of
 EXIT_FAILED = 1
 EXIT_USAGE = 2
 EXIT_CANNOT_BIND = 3
-# Replies that are still going on when the process is to end get this long.
+# Answers that are still being written when the process is to end get this long; then their engines end, which their
+# streams say as their last event; and then the connections are cut.
+ANSWER_SECONDS = 3.0
 GRACE_SECONDS = 5
+THREAD_SECONDS = 1.0
 HEADER_BYTES = 16 << 10
 WEBSOCKET_FRAME_BYTES = 64 << 10
 
@@ -40,6 +47,7 @@ def serve(app: App, settings: Settings, say: Callable[[str], None] = _say) -> in
     Jobs go on after it; the next server adopts them.
     """
     with ExitStack() as stack:
+        stack.callback(_end_in_spite_of_threads)
         stack.callback(app.close)
         try:
             check_exposure(settings)
@@ -61,7 +69,7 @@ def serve(app: App, settings: Settings, say: Callable[[str], None] = _say) -> in
             say(_welcome(settings, url))
 
         app.start_worker()
-        server = _Server(create_asgi(app), ready)
+        server = Server(create_asgi(app), ready)
         _keep_signals_from_killing()
         try:
             server.run(sockets)
@@ -71,7 +79,7 @@ def serve(app: App, settings: Settings, say: Callable[[str], None] = _say) -> in
     return 0
 
 
-class _Server(uvicorn.Server):
+class Server(uvicorn.Server):
     """uvicorn, told when to say that it is ready and to end its streams first."""
 
     def __init__(self, asgi: FastAPI, ready: Callable[[], None]) -> None:
@@ -98,13 +106,31 @@ class _Server(uvicorn.Server):
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         self.asgi.state.stopping.set()
+        ending = asyncio.create_task(self._end_engines())
         await super().shutdown(sockets)
+        ending.cancel()
+
+    async def _end_engines(self) -> None:
+        await asyncio.sleep(ANSWER_SECONDS)
+        gateway = self.asgi.state.services.running_gateway
+        if gateway is not None:
+            await gateway.close()
 
 
 def _keep_signals_from_killing() -> None:
     """uvicorn ends in order on these signals, then raises them again for whoever handled them before."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda _number, _frame: None)
+
+
+def _end_in_spite_of_threads() -> None:
+    """Do not let a thread that still imports a file hold up the end: what it writes is staged and will be swept."""
+    for thread in threading.enumerate():
+        if thread is not threading.main_thread() and not thread.daemon:
+            thread.join(THREAD_SECONDS)
+            if thread.is_alive():
+                logging.shutdown()
+                os._exit(0)
 
 
 def _welcome(settings: Settings, url: str) -> str:

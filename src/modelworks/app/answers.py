@@ -1,0 +1,8 @@
+"""Types of the crafts that verbs answer with, for the doors to name."""
+
+from __future__ import annotations
+
+from modelworks.data.preview import Preview
+from modelworks.serve.gateway import DeploymentStatus
+
+__all__ = ["DeploymentStatus", "Preview"]
