@@ -29,7 +29,7 @@ MODELWORKS = str(Path(sys.executable).parent / "modelworks")
 BASE, MERGED = "smollm2-135m", "demo/both"
 EXPERTS = {"demo/shell": "shell", "demo/tickets": "tickets"}
 QUESTIONS = (
-    ("shell", "Show the ten biggest files in my downloads folder", None),
+    ("shell", "Which files in ~/Downloads are bigger than 80 MB?", None),
     (
         "tickets",
         "Hello, the kettle from order 2291 arrived with a crack in it. Could you send a new one? Thanks, Mira",
