@@ -44,7 +44,7 @@ def fields_of(kind: type[BaseModel]) -> str:
     for name, field in kind.model_fields.items():
         default = "required" if field.is_required() else f"`{field.default}`"
         if field.default is PydanticUndefined and not field.is_required():
-            default = "see below" if name == "home" else f"`{field.get_default(call_default_factory=True)}`"
+            default = "by machine" if name in {"home", "slots"} else f"`{field.get_default(call_default_factory=True)}`"
         cells = (f"`{name}`", type_of(properties[name]), default, field.description or "")
         lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
     return "\n".join(lines)
@@ -62,9 +62,9 @@ def type_of(schema: dict[str, Any]) -> str:
 
 def settings() -> str:
     how = (
-        "Each is a flag (`--key`, where the command has it), a variable `MODELWORKS_KEY`, a line of `./modelworks.toml` "
-        "or of the user's `config.toml`, in this order. `modelworks config show --origin` tells which won. `home` is "
-        "the XDG data directory by default."
+        "Each is a flag (`--key`, where the command has it), a variable `MODELWORKS_KEY`, a line of "
+        "`./modelworks.toml` or of the user's `config.toml`, in this order. `modelworks config show --origin` tells "
+        "which won. `home` is the XDG data directory by default; `slots` has a `gpu` for each that the driver lists."
     )
     return f"# Settings\n\n{how}\n\n{fields_of(Settings)}\n"
 

@@ -28,7 +28,8 @@ class JobKind(Generic[S]):
     # Raises Invalid with every problem at once, before any work.
     check: Callable[[S, Inputs], None]
     run: Callable[[S, JobContext], JsonObject]
-    needs: Mapping[str, int]
+    # Slots, by resource: what the spec asks for, given what this machine has.
+    needs: Callable[[S, Mapping[str, int]], dict[str, int]]
     # What the job will publish under, if anything; a spec without a name gets this one.
     output_name: Callable[[S], str | None]
     # Room on the disk, in bytes, beyond a reserve.
@@ -83,6 +84,11 @@ def _run_pull(spec: PullSpec, job: JobContext) -> JsonObject:
     return run(spec, job)
 
 
+def _compute(spec: TrainSpec | MergeSpec | EvaluateSpec, slots: Mapping[str, int]) -> dict[str, int]:
+    on_gpu = spec.device == "cuda" or (spec.device == "auto" and slots.get("gpu", 0) > 0)
+    return {"gpu": 1} if on_gpu else {"cpu": 1}
+
+
 def _short(name: str) -> str:
     return name.rstrip("/").rsplit("/", 1)[-1]
 
@@ -97,7 +103,7 @@ KINDS: Mapping[str, JobKind[Any]] = {
             names=lambda spec: {"models": (spec.model,), "datasets": (spec.dataset,)},
             check=_check_train,
             run=_run_train,
-            needs={"cpu": 1},
+            needs=_compute,
             output_name=lambda spec: spec.name or f"{_short(spec.model)}-{_short(spec.dataset)}",
             # Checkpoints hold weights and optimizer; three times the model is never too little for a full fine-tune.
             space=lambda spec, inputs: 3 * inputs[spec.model].size_bytes,
@@ -108,7 +114,7 @@ KINDS: Mapping[str, JobKind[Any]] = {
             names=lambda spec: {"models": (*((spec.base,) if spec.base else ()), *spec.models)},
             check=_check_merge,
             run=_run_merge,
-            needs={"cpu": 1},
+            needs=_compute,
             output_name=lambda spec: spec.name or f"{_short(spec.base or spec.models[0])}-{spec.method}",
             space=lambda _spec, inputs: max(item.size_bytes for item in inputs.values()),
         ),
@@ -118,7 +124,7 @@ KINDS: Mapping[str, JobKind[Any]] = {
             names=lambda spec: {"models": spec.models, "datasets": spec.datasets},
             check=_check_evaluate,
             run=_run_evaluate,
-            needs={"cpu": 1},
+            needs=_compute,
             output_name=lambda _spec: None,
             space=lambda _spec, _inputs: 0,
         ),
@@ -128,7 +134,7 @@ KINDS: Mapping[str, JobKind[Any]] = {
             names=lambda _spec: {},
             check=_check_pull,
             run=_run_pull,
-            needs={"io": 1},
+            needs=lambda _spec, _slots: {"io": 1},
             output_name=lambda spec: spec.name or spec.source.partition("@")[0],
             space=lambda _spec, _inputs: 0,
         ),

@@ -11,7 +11,7 @@ from modelworks.app.catalog import Catalog, Shelf
 from modelworks.app.feed import Feed
 from modelworks.app.kinds import JobKind, kind_named
 from modelworks.core.config import Settings
-from modelworks.core.errors import Conflict, Invalid, ModelworksError, NotFound, Problem, Unavailable
+from modelworks.core.errors import Conflict, Invalid, ModelworksError, NotFound, Problem, Unavailable, Unsupported
 from modelworks.core.ids import new_id
 from modelworks.core.nouns import Adapter, AnyArtifact, Event, EventType, Job, JsonObject, Model
 from modelworks.core.spec import Spec, parse_spec
@@ -72,10 +72,11 @@ class Services:
                 return earlier
         inputs = self._inputs(kind, spec)
         kind.check(spec, inputs)
+        needs = self._needs(kind, spec)
         named = self._choose_name(kind, spec)
         files.check_space(self.settings.home, kind.space(spec, inputs))
         new = queue.NewJob(
-            kind=kind.name, spec=named, needs=dict(kind.needs), priority=priority, idempotency_key=idempotency_key,
+            kind=kind.name, spec=named, needs=needs, priority=priority, idempotency_key=idempotency_key,
             inputs={name: shelf_queries.to_json(found) for name, found in inputs.items()}, aliases=aliases,
             id=job_id, request=request,
         )  # fmt: skip
@@ -174,6 +175,19 @@ class Services:
             base = self.catalog.base_of(adapter)
             found |= {adapter.base: base, adapter.base_name: base}
         return found
+
+    def _needs(self, kind: JobKind[Any], spec: Spec) -> dict[str, int]:
+        """Raises Unsupported for what this machine will never have: the job would wait for ever."""
+        slots = self.settings.slots
+        needs = kind.needs(spec, slots)
+        for resource, units in needs.items():
+            if slots.get(resource, 0) < units:
+                has = ", ".join(f"{name}:{count}" for name, count in slots.items())
+                raise Unsupported(
+                    f"this {kind.name} needs {resource}:{units}, but this machine offers {has}; choose another device, "
+                    "or set the slots (modelworks config show)"
+                )
+        return needs
 
     def _choose_name(self, kind: JobKind[Any], spec: Spec) -> JsonObject:
         """The spec as it is kept, with the name it will publish under."""

@@ -30,6 +30,11 @@ CHILD_VARIABLES = (
 )  # fmt: skip
 
 
+def count_gpus() -> int:
+    """NVIDIA GPUs by what the driver lists: asking torch would cost seconds and hundreds of megabytes."""
+    return len(list(Path("/proc/driver/nvidia/gpus").glob("*")))
+
+
 class Settings(Spec):
     """Every setting of Modelworks, with its default."""
 
@@ -47,7 +52,8 @@ class Settings(Spec):
     allowed_origins: tuple[str, ...] = Field((), description="further web origins that may call us")
     allow_paths: tuple[Path, ...] = Field((), description="folders that names in requests may point into")
     slots: dict[str, int] = Field(
-        default_factory=lambda: {"cpu": 1, "io": 2}, description="how many jobs of each resource run at once"
+        default_factory=lambda: {"cpu": 1, "gpu": count_gpus(), "io": 2},
+        description="how many jobs of each resource run at once; by default one, and one a GPU",
     )
     max_runs: int = Field(3, ge=1, description="attempts at a job whose runner dies")
     retry_delay_seconds: float = Field(1.0, ge=0, description="wait before the second run; doubles each time")
