@@ -27,7 +27,10 @@ def inside(path: Path, roots: Sequence[Path]) -> Path:
     """
     if "\0" in str(path):
         raise Invalid("a path cannot hold a NUL character")
-    resolved = path.expanduser().resolve()
+    try:
+        resolved = path.expanduser().resolve()
+    except (OSError, RuntimeError) as error:
+        raise Invalid(f"{str(path)[:80]!r} is not a path: {error}") from None
     if not any(resolved.is_relative_to(root.resolve()) for root in roots):
         raise Denied(f"{path} is outside the allowed folders; open it with --allow-path DIR")
     return resolved

@@ -119,6 +119,18 @@ def test_a_folder_elsewhere_is_denied_naming_the_flag(services: Services, tmp_pa
         services.catalog.model(str(tmp_path / "elsewhere"))
 
 
+@pytest.mark.parametrize("name", ["~nobody-there/x", "x" * 5000, "org/" + "y" * 5000])
+def test_what_cannot_be_a_folder_is_no_model(services: Services, name: str) -> None:
+    with pytest.raises((NotFound, Invalid)):
+        services.catalog.model(name)
+
+
+def test_a_foreign_folder_is_denied_whether_it_exists_or_not(services: Services) -> None:
+    for name in ("/etc", "/nowhere-at-all"):
+        with pytest.raises(Denied):
+            services.catalog.model(name)
+
+
 @pytest.mark.parametrize("name", ["pytorch_model.bin", "modeling_tiny.py", "weights.pkl"])
 def test_a_folder_that_could_run_code_is_refused_by_name(services: Services, sources: Path, name: str) -> None:
     folder = tiny_llama(sources / f"bad-{name}")
