@@ -120,7 +120,7 @@ def child_environment(settings: Settings, extra: Mapping[str, str] | None = None
     # Parallel tokenizer threads and a fork do not go together; progress bars belong to us.
     quiet = {"TOKENIZERS_PARALLELISM": "false", "HF_HUB_DISABLE_PROGRESS_BARS": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
     # OpenMP threads that spin while they wait starve each other when runs and engines share the cores: a training
-    # became 15 times slower. A short spin keeps most of a long one's speed on a quiet machine, and shares on a busy one.
+    # became 15 times slower. A short spin keeps most of the speed on a quiet machine, and shares on a busy one.
     sharing = {"GOMP_SPINCOUNT": "1000"}
     return kept | hub | quiet | sharing | {"PYTHONUNBUFFERED": "1"} | dict(extra or {})
 
