@@ -24,8 +24,9 @@ def commands() -> str:
     parts = ["# Commands\n"]
 
     def add(command: click.Command, path: str, parent: click.Context | None) -> None:
-        context = click.Context(command, info_name=path.rsplit(" ", 1)[-1], parent=parent, max_content_width=100)
-        context.terminal_width = 100
+        # The root's settings name the help option; the contexts below inherit them.
+        own = command.context_settings | {"max_content_width": 100, "terminal_width": 100}
+        context = click.Context(command, info_name=path.rsplit(" ", 1)[-1], parent=parent, **own)
         parts.append(f"## {path}\n\n```\n{command.get_help(context)}\n```\n")
         if isinstance(command, click.Group):
             for name in command.list_commands(context):
