@@ -153,6 +153,8 @@ def test_ctrl_c_leaves_the_job_running(stocked: Path) -> None:
     waiting = subprocess.Popen(
         [COMMAND, "train", *SMALL, "--max-steps", "100000", "--follow", "--json"],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment(stocked),
+        # A shell starts what runs in its background with SIGINT ignored, and that is inherited: undo it.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )  # fmt: skip
     assert waiting.stdout is not None
     events = (json.loads(line) for line in waiting.stdout)
