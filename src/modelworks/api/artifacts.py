@@ -70,6 +70,7 @@ def preview_dataset(name: str, app: App, model: str | None = None) -> Preview:
 
 @router.get("/datasets/{name:path}")
 def show_dataset(name: str, app: App) -> Dataset:
+    """Show a dataset."""
     return app.catalog.dataset(name)
 
 
@@ -105,6 +106,7 @@ def alias(name: str, body: NewAlias, app: App) -> AnyArtifact:
 
 @router.get("/models/{name:path}")
 def show_model(name: str, app: App) -> Model | Adapter:
+    """Show a model or adapter: its folder, files, parents and facts."""
     return app.catalog.model(name)
 
 

@@ -41,6 +41,7 @@ def list_models(app: App) -> JsonObject:
 
 @router.get("/models/{name:path}")
 def show_model(name: str, app: App) -> JsonObject:
+    """Show one of them."""
     known = {found.name: found for found in app.servable()}
     if name not in known:
         raise wire.ModelNotFound(f"there is no model {name!r}; {nearest(name, known)}")
