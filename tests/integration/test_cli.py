@@ -149,6 +149,19 @@ def test_a_queued_job_can_be_cancelled_and_tried_again(stocked: Path) -> None:
     assert object_of(stocked, "jobs", "cancel", retried.stdout.strip())["state"] == "cancelled"
 
 
+def test_a_name_nobody_here_knows_is_asked_of_the_hub(stocked: Path) -> None:
+    # Nothing listens at this address: the hub that is asked is the one the user named, and it does not answer.
+    reachable = environment(stocked) | {"HF_HUB_OFFLINE": "0", "HF_ENDPOINT": "http://127.0.0.1:9"}
+    asked = ("train", "--model", "acme/far-away", "--dataset", "rows", "--max-length", "64")
+
+    ran = subprocess.run([COMMAND, *asked], capture_output=True, text=True, env=reachable, timeout=300)
+
+    assert "acme/far-away is not here; fetching it from the hub first" in ran.stderr
+    assert "http://127.0.0.1:9" in ran.stderr or "hub" in ran.stderr.splitlines()[-1]
+    assert ran.returncode == 1
+    assert modelworks(stocked, *asked).returncode == 4
+
+
 def test_ctrl_c_leaves_the_job_running(stocked: Path) -> None:
     waiting = subprocess.Popen(
         [COMMAND, "train", *SMALL, "--max-steps", "100000", "--follow", "--json"],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -13,7 +14,7 @@ from modelworks.core import clock
 from modelworks.core.config import Settings
 from modelworks.core.errors import Conflict, Denied, Invalid, NotFound
 from modelworks.core.hashing import digest_of, list_files
-from modelworks.core.ids import check_name, new_id
+from modelworks.core.ids import NAME_PATTERN, check_name, new_id
 from modelworks.core.nouns import Adapter, AnyArtifact, ArtifactKind, Dataset, JsonObject, Model
 from modelworks.core.paths import inside
 from modelworks.core.registry import nearest
@@ -27,6 +28,17 @@ if TYPE_CHECKING:
 
 Shelf = Literal["models", "datasets"]
 ON_MODELS_SHELF = (ArtifactKind.MODEL, ArtifactKind.ADAPTER)
+
+
+HUB_NAME = re.compile(f"{NAME_PATTERN}/{NAME_PATTERN}")
+
+
+class PerhapsOnHub(NotFound):
+    """Nobody here knows this model, but its name could be one of the hub's."""
+
+    def __init__(self, message: str, name: str) -> None:
+        super().__init__(message)
+        self.name = name
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,9 +74,11 @@ class Catalog:
         folder = self._folder_named(name)
         if folder is not None:
             return self._look_at(folder)
+        message = f"no {shelf.removesuffix('s')} is called {name!r}"
         known = catalog.list_names(self.database, shelf)
-        hub = f"; from the hub: modelworks pull {name}" if shelf == "models" and "/" in name else ""
-        raise NotFound(f"no {shelf.removesuffix('s')} is called {name!r}; {nearest(name, known)}{hub}")
+        if shelf == "models" and HUB_NAME.fullmatch(name) and not self.settings.hub_offline:
+            raise PerhapsOnHub(f"{message}; {nearest(name, known)}; from the hub: modelworks pull {name}", name)
+        raise NotFound(f"{message}; {nearest(name, known)}")
 
     def model(self, name: str) -> Model | Adapter:
         found = self.resolve("models", name)

@@ -105,7 +105,17 @@ def submit(
     follow: bool,
 ) -> None:
     """Queue a job and, unless told otherwise, see it to its end."""
-    job = session.services.submit(kind, body, priority=priority, idempotency_key=idempotency_key)
+    from modelworks.app.catalog import PerhapsOnHub
+
+    try:
+        job = session.services.submit(kind, body, priority=priority, idempotency_key=idempotency_key)
+    except PerhapsOnHub as missing:
+        if not (wait or follow):
+            raise
+        session.say(f"{missing.name} is not here; fetching it from the hub first")
+        raise_if_failed(wait_for(session, session.services.submit("pull", {"source": missing.name})))
+        submit(session, kind, body, priority=priority, idempotency_key=idempotency_key, wait=wait, follow=follow)
+        return
     if wait or follow:
         see_to_its_end(session, job, follow=follow)
     else:
