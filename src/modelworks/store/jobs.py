@@ -193,13 +193,6 @@ def events_offset(database: Database, job_id: str) -> int:
         return int(connection.execute(select(jobs.c.events_offset).where(jobs.c.id == job_id)).scalar_one())
 
 
-def last_seqs(database: Database, job_ids: Sequence[str]) -> dict[str, int]:
-    """The number of each job's newest event."""
-    with database.read() as connection:
-        rows = connection.execute(select(jobs.c.id, jobs.c.last_seq).where(jobs.c.id.in_(job_ids))).all()
-    return {row.id: row.last_seq for row in rows}
-
-
 def _claims(database: Database, *states: JobState) -> list[Claim]:
     with database.read() as connection:
         rows = connection.execute(select(jobs).where(jobs.c.state.in_(states))).mappings().all()
