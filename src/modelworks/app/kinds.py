@@ -13,7 +13,7 @@ from modelworks.core.spec import Spec
 from modelworks.evaluate.spec import EvaluateSpec
 from modelworks.merge.spec import MergeSpec
 from modelworks.train.spec import TrainSpec
-from modelworks.weights.pull import PullSpec
+from modelworks.weights.pull import PullSpec, published_name
 
 S = TypeVar("S", bound=Spec)
 Inputs = Mapping[str, AnyArtifact]
@@ -89,10 +89,6 @@ def _compute(spec: TrainSpec | MergeSpec | EvaluateSpec, slots: Mapping[str, int
     return {"gpu": 1} if on_gpu else {"cpu": 1}
 
 
-def _short(name: str) -> str:
-    return name.rstrip("/").rsplit("/", 1)[-1]
-
-
 # Any: each kind takes its own spec, and mypy cannot pair a name with a type.
 KINDS: Mapping[str, JobKind[Any]] = {
     kind.name: kind
@@ -104,7 +100,7 @@ KINDS: Mapping[str, JobKind[Any]] = {
             check=_check_train,
             run=_run_train,
             needs=_compute,
-            output_name=lambda spec: spec.name or f"{_short(spec.model)}-{_short(spec.dataset)}",
+            output_name=lambda spec: spec.published_name,
             # Checkpoints hold weights and optimizer; three times the model is never too little for a full fine-tune.
             space=lambda spec, inputs: 3 * inputs[spec.model].size_bytes,
         ),
@@ -115,7 +111,7 @@ KINDS: Mapping[str, JobKind[Any]] = {
             check=_check_merge,
             run=_run_merge,
             needs=_compute,
-            output_name=lambda spec: spec.name or f"{_short(spec.base or spec.models[0])}-{spec.method}",
+            output_name=lambda spec: spec.published_name,
             space=lambda _spec, inputs: max(item.size_bytes for item in inputs.values()),
         ),
         JobKind(
@@ -135,7 +131,7 @@ KINDS: Mapping[str, JobKind[Any]] = {
             check=_check_pull,
             run=_run_pull,
             needs=lambda _spec, _slots: {"io": 1},
-            output_name=lambda spec: spec.name or spec.source.partition("@")[0],
+            output_name=published_name,
             space=lambda _spec, _inputs: 0,
         ),
     )
