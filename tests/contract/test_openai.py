@@ -20,7 +20,7 @@ from fastapi import FastAPI
 from artifacts import as_adapter, as_model
 from engines import gateway_over
 from modelworks.api import openai as door
-from modelworks.api.dependencies import services
+from modelworks.web.dependencies import services
 from modelworks.core.nouns import Adapter, Model
 from modelworks.serve.engine import EngineStats
 from modelworks.serve.gateway import Gateway

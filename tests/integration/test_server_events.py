@@ -145,7 +145,7 @@ def test_a_stopping_server_says_goodbye_on_its_streams_and_ends_soon(app: App) -
 
 
 def test_a_quiet_stream_says_that_it_lives(app: App, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("modelworks.api.event_stream.KEEP_ALIVE_SECONDS", 0.0)
+    monkeypatch.setattr("modelworks.web.event_stream.KEEP_ALIVE_SECONDS", 0.0)
     with (
         listening(app) as url,
         running_job(app) as job,

@@ -9,14 +9,14 @@ from fastapi import APIRouter, Depends, Request
 from fastapi.concurrency import run_in_threadpool
 from pydantic import Field
 
-from modelworks.api.dependencies import services
-from modelworks.api.receiving import receive_file, receive_form
 from modelworks.app.answers import Preview
 from modelworks.app.catalog import LineageNode
 from modelworks.app.services import Services
 from modelworks.app.uploads import Imported, import_upload, open_inbox
 from modelworks.core.nouns import Adapter, AnyArtifact, Dataset, Model
 from modelworks.core.spec import Spec
+from modelworks.web.dependencies import services
+from modelworks.web.receiving import receive_file, receive_form
 
 router = APIRouter(prefix="/modelworks", tags=["artifacts"])
 App = Annotated[Services, Depends(services)]

@@ -14,13 +14,13 @@ from pydantic import GetJsonSchemaHandler
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema
 
-from modelworks.api.dependencies import services
-from modelworks.api.event_stream import Stopping, follow
 from modelworks.app.kinds import KINDS, JobKind
 from modelworks.app.services import CANCEL_WAIT_SECONDS, Services
 from modelworks.core.nouns import Event, Job
 from modelworks.core.spec import Spec
 from modelworks.core.states import JobState
+from modelworks.web.dependencies import services
+from modelworks.web.event_stream import Stopping, follow
 
 router = APIRouter(prefix="/modelworks", tags=["jobs"])
 App = Annotated[Services, Depends(services)]

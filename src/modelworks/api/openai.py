@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Awaitable, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
-from typing import Annotated, TypeVar
+from typing import Annotated
 
 import orjson
 from fastapi import APIRouter, Depends, Request, Response
@@ -14,23 +14,21 @@ from fastapi.responses import JSONResponse, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from modelworks.api import openai_wire as wire
-from modelworks.api.dependencies import services
 from modelworks.app.services import Services
 from modelworks.core.errors import ModelworksError, NotFound
-from modelworks.core.generation import EngineEvent, EngineFailed, Finished, GenerateRequest, Token
+from modelworks.core.generation import EngineEvent, Finished, GenerateRequest, Token
 from modelworks.core.ids import new_id
 from modelworks.core.nouns import JsonObject
 from modelworks.core.registry import nearest
+from modelworks.web.answering import while_there
+from modelworks.web.dependencies import services
 
 router = APIRouter(prefix="/v1", tags=["openai"])
 
 # A silent stream is cut by proxies; a comment line keeps it open while a request waits for its turn.
 HEARTBEAT_SECONDS = 15.0
-# How soon a client that went away is noticed, where the server does not tell by itself.
-LOOK_SECONDS = 0.25
 
 App = Annotated[Services, Depends(services)]
-T = TypeVar("T")
 
 
 @router.get("/models")
@@ -68,11 +66,11 @@ async def _answer(
         choices=asked.n or 1, with_usage=asked.with_usage,
     )  # fmt: skip
     if not asked.stream:
-        return JSONResponse(await _while_there(request, _whole(app, reply, requests)))
+        return JSONResponse(await while_there(request, _whole(app, reply, requests)))
     events = _together(app, requests)
     try:
         # Only what fails before the first byte can still have a status of its own.
-        first = await _while_there(request, anext(events))
+        first = await while_there(request, anext(events))
     except BaseException:
         await events.aclose()
         raise
@@ -171,19 +169,6 @@ async def _with_heartbeat(
             following.cancel()
             await asyncio.gather(following, return_exceptions=True)
         yield event
-
-
-async def _while_there(request: Request, work: Awaitable[T]) -> T:
-    """Await `work`, giving it up when the client goes away: web servers cancel streams only, not plain answers."""
-    task = asyncio.ensure_future(work)
-    try:
-        while not (await asyncio.wait({task}, timeout=LOOK_SECONDS))[0]:
-            if await request.is_disconnected():
-                raise EngineFailed("the client went away")
-        return task.result()
-    finally:
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
 
 
 class _EventStream(StreamingResponse):

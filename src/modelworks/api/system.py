@@ -9,12 +9,12 @@ from typing import Annotated, Literal
 from fastapi import APIRouter, Depends
 
 import modelworks
-from modelworks.api.dependencies import services
 from modelworks.app.answers import DeploymentStatus
 from modelworks.app.doctor import Check, examine
 from modelworks.app.plugins import PluginInfo, list_plugins
 from modelworks.app.services import Services
 from modelworks.core.spec import Spec
+from modelworks.web.dependencies import services
 
 router = APIRouter(prefix="/modelworks", tags=["system"])
 App = Annotated[Services, Depends(services)]

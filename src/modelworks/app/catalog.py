@@ -92,6 +92,13 @@ class Catalog:
             raise NotFound(f"{name!r} is a {found.kind}, not a dataset")
         return found
 
+    def numbered(self, shelf: Shelf, number: int) -> AnyArtifact:
+        """What bears a number on a shelf; raises NotFound."""
+        found = catalog.numbered(self.database, self.settings.home, shelf, number)
+        if found is None:
+            raise NotFound(f"no {shelf.removesuffix('s')} has the number {number}")
+        return found
+
     def base_of(self, adapter: Adapter) -> Model:
         """The model an adapter was trained on.
 
@@ -272,8 +279,8 @@ class Catalog:
         place = files.place_of(self.settings.home, kind, digest_of(listed))
         files.settle(staged, place)
         artifact = self._describe(place, kind, name, facts, recipe)
-        catalog.add(self.database, catalog.Publication(artifact=artifact, home=self.settings.home, replace=replace))
-        return artifact
+        publication = catalog.Publication(artifact=artifact, home=self.settings.home, replace=replace)
+        return catalog.add(self.database, publication)
 
     def _describe(
         self, folder: Path, kind: ArtifactKind, name: str, facts: JsonObject, recipe: JsonObject

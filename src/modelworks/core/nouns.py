@@ -57,6 +57,8 @@ class Artifact:
     recipe: JsonObject = field(default_factory=dict)
     metrics: dict[str, float] = field(default_factory=dict)
     created_at: datetime
+    # Given at publication: 1, 2, 3 ..., never twice; 0 for a folder that was never registered.
+    number: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,12 +7,12 @@ from functools import cache
 from pathlib import Path
 
 from pydantic import TypeAdapter
-from sqlalchemy import Connection, RowMapping, delete, insert, select, update
+from sqlalchemy import Connection, RowMapping, delete, func, insert, select, text, update
 
 from modelworks.core import clock
 from modelworks.core.errors import Conflict
 from modelworks.core.ids import check_name
-from modelworks.core.nouns import AnyArtifact, Artifact, ArtifactKind, JsonObject, Parent
+from modelworks.core.nouns import AnyArtifact, ArtifactKind, JsonObject, Parent
 from modelworks.store.database import Database
 from modelworks.store.tables import artifacts, names, parents
 
@@ -26,18 +26,22 @@ class Publication:
     replace: bool = False
 
 
-def publish(connection: Connection, publication: Publication) -> Artifact:
-    """Record an artifact, its parents and its name, inside the caller's transaction; return it with its final name."""
+def publish(connection: Connection, publication: Publication) -> AnyArtifact:
+    """Record an artifact in the caller's transaction, with parents and name; return it with final name and number."""
     artifact = publication.artifact
     name = _free_name(connection, publication)
+    if connection.dialect.name == "postgresql":
+        # Two that publish at once must not find the same highest number; SQLite has one writer anyway.
+        connection.execute(text("LOCK TABLE artifacts IN SHARE ROW EXCLUSIVE MODE"))
+    number = 1 + (connection.execute(select(func.max(artifacts.c.number))).scalar() or 0)
     known = {"id", "kind", "name", "digest", "size_bytes", "job_id", "metrics", "created_at"}
     own = asdict(artifact)
-    facts = {key: own[key] for key in own if key not in known | {"path", "files", "parents", "recipe"}}
+    facts = {key: own[key] for key in own if key not in known | {"path", "files", "parents", "recipe", "number"}}
     connection.execute(
         insert(artifacts).values(
             **{key: own[key] for key in known - {"name", "kind"}}, kind=artifact.kind.value, name=name, facts=facts,
             path=artifact.path.relative_to(publication.home).as_posix(), recipe=artifact.recipe,
-            files=[asdict(file) for file in artifact.files],
+            files=[asdict(file) for file in artifact.files], number=number,
         )
     )  # fmt: skip
     for position, parent in enumerate(artifact.parents):
@@ -48,11 +52,11 @@ def publish(connection: Connection, publication: Publication) -> Artifact:
             )
         )  # fmt: skip
     _point(connection, artifact.kind, name, artifact.id)
-    return artifact if name == artifact.name else _renamed(artifact, name)
+    return from_json(to_json(artifact) | {"name": name, "number": number})
 
 
-def add(database: Database, publication: Publication) -> None:
-    """Record an artifact that no job made.
+def add(database: Database, publication: Publication) -> AnyArtifact:
+    """Record an artifact that no job made; return it with its number.
 
     Raises:
         Conflict: the name is taken by another artifact and `replace` is not set.
@@ -62,7 +66,7 @@ def add(database: Database, publication: Publication) -> None:
         taken = _pointed(connection, shelf_of(artifact.kind), artifact.name)
         if taken is not None and not publication.replace:
             raise Conflict(f"{artifact.name} exists already ({taken}); choose another name or say --replace")
-        publish(connection, publication)
+        return publish(connection, publication)
 
 
 def find(database: Database, home: Path, shelf: str, name_or_id: str) -> AnyArtifact | None:
@@ -74,6 +78,14 @@ def find(database: Database, home: Path, shelf: str, name_or_id: str) -> AnyArti
         if row is None or shelf_of(ArtifactKind(row["kind"])) != shelf:
             return None
         return _artifact(row, home, _parents_of(connection, row["id"]))
+
+
+def numbered(database: Database, home: Path, shelf: str, number: int) -> AnyArtifact | None:
+    """Return what bears a number, unless it was removed."""
+    with database.read() as connection:
+        query = select(artifacts.c.id).where(artifacts.c.number == number)
+        artifact_id = connection.execute(query).scalar()
+    return find(database, home, shelf, artifact_id) if artifact_id else None
 
 
 def get(database: Database, home: Path, artifact_id: str) -> AnyArtifact | None:
@@ -164,10 +176,6 @@ def _free_name(connection: Connection, publication: Publication) -> str:
     return name
 
 
-def _renamed(artifact: AnyArtifact, name: str) -> AnyArtifact:
-    return from_json(to_json(artifact) | {"name": name})
-
-
 def _parents_of(connection: Connection, child_id: str) -> tuple[Parent, ...]:
     query = select(parents).where(parents.c.child_id == child_id).order_by(parents.c.position)
     return tuple(
@@ -177,6 +185,6 @@ def _parents_of(connection: Connection, child_id: str) -> tuple[Parent, ...]:
 
 
 def _artifact(row: RowMapping, home: Path, its_parents: tuple[Parent, ...]) -> AnyArtifact:
-    keys = ("id", "kind", "name", "digest", "size_bytes", "files", "job_id", "recipe", "metrics", "created_at")
-    body = {key: row[key] for key in keys} | row["facts"]
+    keys = ("id", "kind", "number", "name", "digest", "size_bytes", "files", "job_id", "recipe", "metrics")
+    body = {key: row[key] for key in (*keys, "created_at")} | row["facts"]
     return codec().validate_python(body | {"path": home / row["path"], "parents": its_parents})

@@ -18,10 +18,11 @@ from sqlalchemy import (
     Table,
     Text,
     TypeDecorator,
+    false,
 )
 
 # The newest revision in migrations/versions; a test holds the two together.
-HEAD = "0001"
+HEAD = "0002"
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
@@ -54,6 +55,7 @@ jobs = Table(
     # The number of the newest run: also the fence that a late run cannot pass.
     Column("runs", Integer, nullable=False),
     Column("cancel_requested", Boolean, nullable=False),
+    Column("pause_requested", Boolean, nullable=False, server_default=false()),
     Column("idempotency_key", String(256), unique=True),
     # What was asked for with that key, before names were chosen: the same key must ask the same.
     Column("request_digest", String(64), nullable=False),
@@ -101,6 +103,8 @@ artifacts = Table(
     "artifacts",
     metadata,
     Column("id", String(36), primary_key=True),
+    # 1, 2, 3 ... in order of publication, for those who want a short handle.
+    Column("number", Integer, nullable=False, server_default="0"),
     Column("kind", String(16), nullable=False),
     Column("name", String(257), nullable=False),
     Column("digest", String(64), nullable=False, index=True),
@@ -116,6 +120,7 @@ artifacts = Table(
     # A removed artifact keeps its row: its children still name it as a parent.
     Column("removed_at", UtcTime),
 )
+Index("artifacts_by_number", artifacts.c.number, unique=True)
 
 parents = Table(
     "parents",

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from alembic import command
 from alembic.config import Config
 from alembic.script import ScriptDirectory
 from sqlalchemy import create_engine, inspect, text
@@ -22,7 +23,7 @@ def test_migrations_make_exactly_the_tables_of_the_code(tmp_path: Path) -> None:
 
     for table in metadata.tables:
         columns = [
-            [(column["name"], str(column["type"]), column["nullable"]) for column in inspect(engine).get_columns(table)]
+            {(column["name"], str(column["type"]), column["nullable"]) for column in inspect(engine).get_columns(table)}
             for engine in (migrated, created)
         ]
         assert columns[0] == columns[1]
@@ -45,3 +46,25 @@ def test_it_is_opened_durable_and_with_one_writer(tmp_path: Path) -> None:
         assert connection.execute(text("PRAGMA synchronous")).scalar() == 2
         assert connection.execute(text("PRAGMA foreign_keys")).scalar() == 1
     database.close()
+
+
+def test_artifacts_of_an_older_workspace_are_numbered_in_the_order_of_their_making(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path / 'old.db'}"
+    config = Config()
+    config.set_main_option("script_location", str(Path(module.__file__).parent / "migrations"))
+    engine = create_engine(url, module=sqlite_module())
+    row = "(:id, 'model', :id, 'd', 'p', 1, '[]', '{}', '{}', '{}', 1)"
+    columns = "(id, kind, name, digest, path, size_bytes, files, recipe, metrics, facts, created_at)"
+    with engine.begin() as connection:
+        config.attributes["connection"] = connection
+        command.upgrade(config, "0001")
+        for artifact_id in ("b", "a", "c"):
+            connection.execute(text(f"INSERT INTO artifacts {columns} VALUES {row}"), {"id": artifact_id})
+    engine.dispose()
+
+    migrated = open_database(url)
+
+    with migrated.read() as connection:
+        numbers = connection.execute(text("SELECT id, number FROM artifacts ORDER BY number")).all()
+    migrated.close()
+    assert [tuple(row) for row in numbers] == [("a", 1), ("b", 2), ("c", 3)]

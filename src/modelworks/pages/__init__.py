@@ -1,0 +1,1 @@
+"""What a browser shows: pages without a build step, their scripts and styles beside them."""
