@@ -21,7 +21,10 @@ VALUES = st.recursive(
     max_leaves=6,
 )
 COLUMNS = st.sampled_from(
-    ["instruction", "output", "input", "history", "messages", "conversations", "text", "split", "n"]
+    (
+        "instruction output input history messages conversations text split n "
+        "prompt chosen rejected question answers context summary"
+    ).split()
 )
 ROWS = st.lists(VALUES | st.dictionaries(COLUMNS, VALUES, max_size=4), max_size=12)
 PLAIN_ROWS = st.lists(st.fixed_dictionaries({"input": st.sampled_from("abcd "), "output": st.sampled_from("xyz ")}))
@@ -43,7 +46,11 @@ def written(folder: str, rows: list[object], kind: str) -> Path:
 
 
 @settings(deadline=None)
-@given(ROWS, st.sampled_from(["json", "jsonl"]), st.sampled_from(["auto", "alpaca", "messages", "text"]))
+@given(
+    ROWS,
+    st.sampled_from(["json", "jsonl"]),
+    st.sampled_from(["auto", "alpaca", "messages", "text", "preference", "question_answering"]),
+)
 def test_no_row_is_lost_or_doubled_whatever_the_values(rows: list[object], kind: str, form: str) -> None:
     with tempfile.TemporaryDirectory() as folder:
         try:

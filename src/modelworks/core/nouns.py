@@ -72,6 +72,7 @@ class Dataset(Artifact):
     validation_rows: int
     duplicate_rows: int = 0
     empty_rows: int = 0
+    bad_rows: int = 0
 
     @property
     def rows(self) -> int:
@@ -145,6 +146,7 @@ class Job:
     needs: dict[str, int] = field(default_factory=dict)
     runs: int = 0
     cancel_requested: bool = False
+    pause_requested: bool = False
     idempotency_key: str | None = None
     aliases: tuple[str, ...] = ()
     result: JsonObject | None = None

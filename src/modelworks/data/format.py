@@ -34,8 +34,9 @@ class BadRow(Invalid):
 class Format:
     """How rows of one kind become records.
 
-    `convert` returns None for a row with nothing to learn and raises BadRow for one it cannot read. Of the formats
-    that fit a file the one with the highest rank is taken.
+    A column in `needs` may have several names, e.g. "article|document". `convert` returns None for a row with nothing
+    to learn and raises BadRow for one it cannot read. Of the formats that fit a file the one with the highest rank is
+    taken.
     """
 
     name: str
@@ -43,17 +44,28 @@ class Format:
     optional: tuple[str, ...]
     convert: Callable[[Row], Record | None]
     rank: int
+    makes: type[Record] = Conversation
 
-    def fits(self, columns: Collection[str]) -> bool:
-        return set(self.needs) <= set(columns)
+    def lacks(self, columns: Collection[str]) -> list[str]:
+        return [need for need in self.needs if not set(need.split("|")) & set(columns)]
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        return tuple(name for column in (*self.needs, *self.optional) for name in column.split("|"))
 
 
 def formats() -> Mapping[str, Format]:
     return find_plugins("modelworks.data.formats", Format)
 
 
+def column_in(row: Row, column: str) -> str:
+    """Which of the names of `column`, e.g. "article|document", this row fills; else one that it has."""
+    return max(column.split("|"), key=lambda name: (name in row) + (row.get(name) is not None))
+
+
 def text_of(row: Row, column: str) -> str:
     """The cell as text; blank for null."""
+    column = column_in(row, column)
     if column not in row:
         raise BadRow(column, "is missing", f"give every row a {column!r}")
     value = row[column]
@@ -107,7 +119,8 @@ def finish(turns: Sequence[Message], column: str) -> Conversation | None:
             raise BadRow(column, f"message {index + 1} is a system message", "put the system message first")
         if not turn.content.strip():
             raise BadRow(column, f"message {index + 1} ({turn.role}) is empty", "remove it or fill it in")
-    return Conversation(tuple(kept))
+    learned = any(turn.learned for turn in kept if turn.role == "assistant")
+    return Conversation(tuple(kept)) if learned else None
 
 
 def kind_of(value: object) -> str:
@@ -129,7 +142,10 @@ def _turn(turn: object, where: str) -> Message:
         raise BadRow(where, f"has the unknown role {role!r}", "use system, user, assistant or tool")
     if turn.get("tool_calls"):
         raise BadRow(where, "calls tools, which cannot be learned from yet", "leave such rows out")
-    return Message(known, _content(content, where))
+    weight = turn.get("weight")
+    if weight not in (None, 0, 1):
+        raise BadRow(where, f"has the weight {weight!r}", "an answer is learned (1) or only read (0)")
+    return Message(known, _content(content, where), known != "assistant" or weight != 0)
 
 
 def _content(content: object, where: str) -> str:

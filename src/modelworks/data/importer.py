@@ -50,7 +50,7 @@ class ImportReport:
         return {
             "format": self.format, "columns": list(self.columns), "train_rows": self.train_rows,
             "validation_rows": self.validation_rows, "duplicate_rows": self.duplicate_rows,
-            "empty_rows": self.empty_rows,
+            "empty_rows": self.empty_rows, "bad_rows": self.bad_rows,
         }  # fmt: skip
 
 
@@ -176,7 +176,7 @@ def _choose_format(source: Path, columns: tuple[str, ...], spec: ImportSpec) -> 
     names = set(_rename(dict.fromkeys(columns), spec.columns))
     chosen: Format | None
     if spec.format == "auto":
-        fitting = [form for form in known.values() if form.fits(names)]
+        fitting = [form for form in known.values() if not form.lacks(names)]
         chosen = max(fitting, key=lambda form: form.rank, default=None)
         if chosen is None:
             tried = "; ".join(f"{form.name} needs {', '.join(form.needs)}" for form in known.values())
@@ -186,10 +186,9 @@ def _choose_format(source: Path, columns: tuple[str, ...], spec: ImportSpec) -> 
             )
     else:
         chosen = choose(known, spec.format, "format")
-        if not chosen.fits(names):
-            lacking = ", ".join(name for name in chosen.needs if name not in names)
+        if lacking := ", ".join(chosen.lacks(names)):
             raise Invalid(f"{source} lacks {lacking} for {chosen.name}; it has {', '.join(sorted(names))}: map columns")
-    used = (*chosen.needs, *chosen.optional, "split")
+    used = (*chosen.columns, "split")
     for target in spec.columns:
         if target not in used:
             raise Invalid(f"columns: {chosen.name} has no column {target!r}; {nearest(target, used)}")

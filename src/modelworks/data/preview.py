@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 from modelworks.core.errors import Invalid
-from modelworks.data.record import Conversation, Record, count, read_records
+from modelworks.data.record import Preference, Record, Text, count, read_records
 from modelworks.data.render import ChatTemplate, Marked, encode_example, load_tokenizer, mark
 
 MEASURED_ROWS = 2000
@@ -57,9 +57,9 @@ def preview(dataset_folder: Path, model_folder: Path | None) -> Preview:
         marked = [_mark_plainly(record) for record in records]
         return _preview("characters", [len(each.text) for each in marked], marked[0])
     tokenizer, template = load_tokenizer(model_folder), ChatTemplate.load(model_folder)
-    examples = [encode_example(tokenizer, template, record) for record in records]
+    examples = [encode_example(tokenizer, template, _longest(record)) for record in records]
     lengths = [len(example.input_ids) for example in examples if example is not None]
-    return _preview("tokens", lengths, mark(tokenizer, template, records[0]))
+    return _preview("tokens", lengths, _with_rejected(mark(tokenizer, template, records[0]), records[0]))
 
 
 def _spread(dataset_folder: Path) -> list[Record]:
@@ -90,13 +90,27 @@ def _parts(sample: Marked) -> tuple[Part, ...]:
     return tuple(part for part in parts if part.text)
 
 
+def _longest(record: Record) -> Record:
+    return record.answered(max(record.chosen, record.rejected, key=len)) if isinstance(record, Preference) else record
+
+
+def _with_rejected(marked: Marked, record: Record) -> Marked:
+    return (
+        Marked(f"{marked.text}rejected: {record.rejected}\n", marked.learned)
+        if isinstance(record, Preference)
+        else marked
+    )
+
+
 def _mark_plainly(record: Record) -> Marked:
-    if not isinstance(record, Conversation):
+    if isinstance(record, Text):
         return Marked(record.text, ((0, len(record.text)),))
+    if isinstance(record, Preference):
+        return _with_rejected(_mark_plainly(record.answered(record.chosen)), record)
     text, learned = "", []
     for message in record.messages:
         text += f"{message.role}: "
-        if message.role == "assistant":
+        if message.role == "assistant" and message.learned:
             learned.append((len(text), len(text) + len(message.content)))
         text += f"{message.content}\n"
     return Marked(text, tuple(learned))

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import orjson
 
@@ -16,15 +16,16 @@ Split: TypeAlias = Literal["train", "validation"]
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """One turn; `role` is system, user, assistant or tool."""
+    """One turn; `role` is system, user, assistant or tool. An assistant's that is not `learned` is only read."""
 
     role: str
     content: str
+    learned: bool = True
 
 
 @dataclass(frozen=True, slots=True)
 class Conversation:
-    """Turns that end with the assistant's; every assistant turn is learned."""
+    """Turns that end with the assistant's; those of the assistant are learned."""
 
     messages: tuple[Message, ...]
 
@@ -36,7 +37,21 @@ class Text:
     text: str
 
 
-Record: TypeAlias = Conversation | Text
+@dataclass(frozen=True, slots=True)
+class Preference:
+    """Two answers to one prompt, of which `chosen` is the better one."""
+
+    prompt: tuple[Message, ...]
+    chosen: str
+    rejected: str
+
+    def answered(self, answer: str) -> Conversation:
+        """The prompt with one of the answers, which alone is learned."""
+        prompt = (replace(message, learned=False) for message in self.prompt)
+        return Conversation((*prompt, Message("assistant", answer)))
+
+
+Record: TypeAlias = Conversation | Text | Preference
 
 
 def split_path(dataset_folder: Path, split: Split) -> Path:
@@ -74,11 +89,25 @@ def to_line(record: Record) -> bytes:
     """The record as JSON without its line end. Equal records give equal bytes."""
     if isinstance(record, Text):
         return orjson.dumps({"text": record.text})
-    return orjson.dumps({"messages": [{"role": turn.role, "content": turn.content} for turn in record.messages]})
+    if isinstance(record, Preference):
+        body = {"prompt": _turns(record.prompt), "chosen": record.chosen, "rejected": record.rejected}
+        return orjson.dumps(body)
+    return orjson.dumps({"messages": _turns(record.messages)})
 
 
 def parse_record(line: bytes) -> Record:
     body = orjson.loads(line)
     if "text" in body:
         return Text(body["text"])
-    return Conversation(tuple(Message(turn["role"], turn["content"]) for turn in body["messages"]))
+    if "chosen" in body:
+        return Preference(_parse_turns(body["prompt"]), body["chosen"], body["rejected"])
+    return Conversation(_parse_turns(body["messages"]))
+
+
+def _turns(messages: Sequence[Message]) -> list[dict[str, str | int]]:
+    # weight: as the OpenAI API says which answers are not learned
+    return [{"role": turn.role, "content": turn.content} | ({} if turn.learned else {"weight": 0}) for turn in messages]
+
+
+def _parse_turns(turns: Sequence[Mapping[str, Any]]) -> tuple[Message, ...]:
+    return tuple(Message(turn["role"], turn["content"], turn.get("weight", 1) == 1) for turn in turns)

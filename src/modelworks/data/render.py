@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from modelworks.core.errors import Invalid, Unsupported
-from modelworks.data.record import Conversation, Message, Record
+from modelworks.data.record import Message, Preference, Record, Text
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -109,12 +109,13 @@ def encode_example(
     """Turn a record into tokens and labels, keeping the first `max_length` tokens.
 
     In a conversation every answer is learned with its end-of-turn token, the rest is ignored; by position, as in some
-    models padding and end of turn are the same token. Plain text is learned whole, with the end-of-text token.
+    models padding and end of turn are the same token. Plain text is learned whole, with the end-of-text token; of a
+    preference the chosen answer.
 
     Returns:
         None if nothing would be learned, i.e. `max_length` cuts away every answer.
     """
-    if isinstance(record, Conversation):
+    if not isinstance(record, Text):
         marked = mark(tokenizer, template, record)
         # The template writes the beginning-of-text token itself where the model wants one.
         encoding = tokenizer.encode(marked.text, add_special_tokens=False)
@@ -136,8 +137,10 @@ def encode_example(
 
 def mark(tokenizer: Tokenizer, template: ChatTemplate, record: Record) -> Marked:
     """Render a record and find what is learned of it."""
-    if not isinstance(record, Conversation):
+    if isinstance(record, Text):
         return Marked(record.text, ((0, len(record.text)),))
+    if isinstance(record, Preference):
+        record = record.answered(record.chosen)
     text = template.render(record.messages)
     return Marked(text, tuple(_find_answers(tokenizer, template, record.messages, text)))
 
@@ -151,7 +154,7 @@ def _find_answers(
 ) -> Iterator[tuple[int, int]]:
     closing = tuple(token.content for token in tokenizer.get_added_tokens_decoder().values() if token.special)
     for index, message in enumerate(messages):
-        if message.role == "assistant":
+        if message.role == "assistant" and message.learned:
             start, end = _find_answer(template, messages, index, text)
             rest = text[end:].lstrip()
             # the end-of-turn token is learned as well: how else would the model stop

@@ -13,9 +13,7 @@ class ImportSpec(Spec):
     """Bring a file of rows into the workspace as a dataset."""
 
     name: str | None = Field(None, description="name of the dataset; by default that of the file")
-    format: str = Field(
-        "auto", description="auto, or alpaca, messages, sharegpt, prompt_completion, input_output, text"
-    )
+    format: str = Field("auto", description="auto: found by the names of the columns; or the name of a format")
     columns: dict[str, str] = Field(
         default_factory=dict, description="where the format's columns are found, e.g. instruction: question"
     )

@@ -12,7 +12,7 @@ import pytest
 
 from modelworks.core.errors import Invalid, NotFound
 from modelworks.data.importer import ImportReport, import_file
-from modelworks.data.record import Conversation, Message, Record, Text, count, read_records
+from modelworks.data.record import Conversation, Message, Preference, Record, Text, count, read_records
 from modelworks.data.spec import ImportSpec
 
 ALL_TRAIN = ImportSpec(validation_share=0)
@@ -42,6 +42,11 @@ def asked(prompt: str, answer: str) -> Conversation:
 
 
 A_B = asked("a", "b")
+A_B_TWICE = Conversation((Message("user", "a"), Message("assistant", "b", learned=False), *A_B.messages))
+ANSWER_C = {"role": "assistant", "content": "c"}
+BETTER_B = Preference((Message("user", "a"),), "b", "c")
+SQUAD = {"context": "It was Bonn.", "question": "Which?"}
+BONN = asked("Answer the question in words of the context.\n\nContext: It was Bonn.\n\nQuestion: Which?", "Bonn")
 
 
 @pytest.mark.parametrize(
@@ -69,6 +74,22 @@ A_B = asked("a", "b")
         ),
         ("input_output", {"input": "a", "output": 7}, asked("a", "7")),
         ("text", {"text": "Once upon a time"}, Text("Once upon a time")),
+        ("messages", {"messages": [USER_A, {**ANSWER_B, "weight": 0}, USER_A, {**ANSWER_B, "weight": 1}]}, A_B_TWICE),
+        ("summarization", {"text": "long", "summary": "b"}, asked("Summarize the following text:\n\nlong", "b")),
+        ("summarization", {"article": "long", "summary": "b"}, asked("Summarize the following text:\n\nlong", "b")),
+        ("question_answering", {"question": "a", "answer": "b"}, A_B),
+        ("question_answering", {**SQUAD, "answers": {"text": [" ", "Bonn", "X"], "answer_start": [0, 9, 2]}}, BONN),
+        ("question_answering", {**SQUAD, "answers": '["Bonn"]'}, BONN),
+        ("question_answering", {**SQUAD, "answer": "Bonn", "answers": None}, BONN),
+        ("preference", {"prompt": "a", "chosen": "b", "rejected": "c"}, BETTER_B),
+        ("preference", {"prompt": [USER_A], "chosen": [ANSWER_B], "rejected": [ANSWER_C]}, BETTER_B),
+        ("preference", {"prompt": "a", "chosen": [USER_A, ANSWER_B], "rejected": [USER_A, ANSWER_C]}, BETTER_B),
+        ("preference", {"chosen": [USER_A, ANSWER_B], "rejected": [USER_A, ANSWER_C]}, BETTER_B),
+        (
+            "preference",
+            {"input": {"messages": [USER_A]}, "preferred_output": [ANSWER_B], "non_preferred_output": [ANSWER_C]},
+            BETTER_B,
+        ),
     ],
 )  # fmt: skip
 def test_finds_each_format_by_looking(tmp_path: Path, name: str, row: object, record: Record) -> None:
@@ -107,12 +128,12 @@ def test_a_mapping_names_the_columns(tmp_path: Path) -> None:
 
 
 def test_unknown_columns_are_answered_with_what_is_there_and_what_is_needed(tmp_path: Path) -> None:
-    source = write_lines(tmp_path / "rows.jsonl", [{"question": "a", "answer": "b"}])
+    source = write_lines(tmp_path / "rows.jsonl", [{"ask": "a", "reply": "b"}])
 
-    with pytest.raises(Invalid, match=r"columns answer, question.*alpaca needs instruction, output.*columns:"):
+    with pytest.raises(Invalid, match=r"columns ask, reply.*alpaca needs instruction, output.*columns:"):
         bring(source, tmp_path)
-    with pytest.raises(Invalid, match="did you mean question"):
-        bring(source, tmp_path, ImportSpec(columns={"input": "questoin"}))
+    with pytest.raises(Invalid, match="did you mean reply"):
+        bring(source, tmp_path, ImportSpec(columns={"input": "repyl"}))
     with pytest.raises(NotFound, match="did you mean alpaca"):
         bring(source, tmp_path, ImportSpec(format="alpacca"))
     with pytest.raises(Invalid, match="lacks instruction, output for alpaca"):
@@ -159,6 +180,35 @@ def test_more_than_five_percent_of_bad_rows_fail_the_import_unless_they_are_to_b
 def test_bad_messages_are_told_apart(tmp_path: Path, messages: object, what: str) -> None:
     with pytest.raises(Invalid, match=what):
         bring(write_lines(tmp_path / "rows.jsonl", [{"messages": messages}]), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("row", "what"),
+    [
+        ({"chosen": "b", "rejected": "c"}, "column prompt: is missing"),
+        ({"prompt": [USER_A, ANSWER_B], "chosen": "b", "rejected": "c"}, "prompt: ends with the assistant's message"),
+        ({"chosen": [USER_A, ANSWER_B], "rejected": [ANSWER_C]}, "rejected: answers another prompt than the chosen"),
+        ({"input": {"messages": [USER_A], "tools": [{}]}, "chosen": "b", "rejected": "c"}, "input: has tools"),
+        ({"prompt": "a", "chosen": {}, "rejected": "c"}, "chosen: is an object, not text"),
+        ({"messages": [USER_A, {**ANSWER_B, "weight": 0.5}]}, r"messages\[1\]: has the weight 0.5"),
+        ({"question": "a", "answers": {"texts": []}}, "answers: has a text that is null"),
+        ({"question": "a", "answers": [1]}, "answers: holds a number"),
+    ],
+)
+def test_bad_preferences_weights_and_answers_are_told_apart(tmp_path: Path, row: object, what: str) -> None:
+    with pytest.raises(Invalid, match=what):
+        bring(write_lines(tmp_path / "rows.jsonl", [row]), tmp_path)
+
+
+def test_rows_with_nothing_to_learn_count_as_empty(tmp_path: Path) -> None:
+    preferences = [{"prompt": "a", "chosen": "b", "rejected": rejected} for rejected in ("b", " ", "c")]
+    answers = [{"question": "a", "answers": {"text": texts}} for texts in ([], ["b"])]
+    messages = [{"messages": [USER_A, {**ANSWER_B, "weight": weight}]} for weight in (0, 1)]
+
+    empty = [bring(write_lines(tmp_path / "rows.jsonl", rows), tmp_path)[0].empty_rows
+             for rows in (preferences, answers, messages)]  # fmt: skip
+
+    assert empty == [2, 1, 1]
 
 
 def test_duplicate_and_empty_rows_are_counted_and_dropped(tmp_path: Path) -> None:

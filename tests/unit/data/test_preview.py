@@ -7,8 +7,9 @@ import pytest
 from modelworks.core.errors import Invalid
 from modelworks.data.importer import import_file
 from modelworks.data.preview import Bucket, Part, preview
-from modelworks.data.record import Conversation, Message, to_line
+from modelworks.data.record import Conversation, Message, Preference, to_line
 from modelworks.data.spec import ImportSpec
+from tiny import tiny_llama
 
 
 def test_lengths_without_a_model_are_characters(tmp_path: Path) -> None:
@@ -33,6 +34,21 @@ def test_the_sample_marks_the_answer(tmp_path: Path) -> None:
         Part("hello", True),
         Part("\n", False),
     )
+
+
+def test_a_preference_shows_both_answers_and_counts_the_longer_one(tmp_path: Path) -> None:
+    record = Preference((Message("user", "hi"),), "hello", "go away")
+    (tmp_path / "train.jsonl").write_bytes(to_line(record) + b"\n")
+    (tmp_path / "validation.jsonl").write_bytes(b"")
+    model = tiny_llama(tmp_path / "tiny")
+
+    plain, read = preview(tmp_path, None), preview(tmp_path, model)
+
+    assert [part.text for part in plain.sample] == ["user: hi\nassistant: ", "hello", "\nrejected: go away\n"]
+    # A byte a token and one for each mark: start, "user\nhi", end, line end; start, "assistant\ngo away", end.
+    assert read.max == 1 + 7 + 1 + 1 + 1 + 17 + 1
+    assert [part.text for part in read.sample if part.learned] == ["hello<|im_end|>"]
+    assert read.sample[-1].text.endswith("rejected: go away\n")
 
 
 def test_an_empty_dataset_has_no_preview(tmp_path: Path) -> None:

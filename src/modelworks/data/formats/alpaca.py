@@ -30,4 +30,4 @@ def _history(value: object) -> list[Message]:
     return turns
 
 
-ALPACA = Format("alpaca", ("instruction", "output"), ("input", "system", "history"), convert, rank=3)
+ALPACA = Format("alpaca", ("instruction", "output"), ("input", "system", "history"), convert, rank=5)

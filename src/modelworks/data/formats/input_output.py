@@ -11,4 +11,4 @@ def convert(row: Row) -> Conversation | None:
     return converse(system, (), text_of(row, "input"), text_of(row, "output"))
 
 
-INPUT_OUTPUT = Format("input_output", ("input", "output"), ("system",), convert, rank=1)
+INPUT_OUTPUT = Format("input_output", ("input", "output"), ("system",), convert, rank=3)

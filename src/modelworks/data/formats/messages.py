@@ -10,4 +10,4 @@ def convert(row: Row) -> Conversation | None:
     return finish(turns_of(row, "messages"), "messages")
 
 
-MESSAGES = Format("messages", ("messages",), (), convert, rank=5)
+MESSAGES = Format("messages", ("messages",), (), convert, rank=7)

@@ -13,4 +13,4 @@ def convert(row: Row) -> Conversation | None:
     return converse(system, (), text_of(row, "prompt"), text_of(row, "completion"))
 
 
-PROMPT_COMPLETION = Format("prompt_completion", ("prompt", "completion"), ("system",), convert, rank=2)
+PROMPT_COMPLETION = Format("prompt_completion", ("prompt", "completion"), ("system",), convert, rank=4)

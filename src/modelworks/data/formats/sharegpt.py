@@ -13,4 +13,4 @@ def convert(row: Row) -> Conversation | None:
     return finish(turns, "conversations")
 
 
-SHAREGPT = Format("sharegpt", ("conversations",), ("system",), convert, rank=4)
+SHAREGPT = Format("sharegpt", ("conversations",), ("system",), convert, rank=6)

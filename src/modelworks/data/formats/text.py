@@ -11,4 +11,4 @@ def convert(row: Row) -> Text | None:
     return Text(text) if text.strip() else None
 
 
-TEXT = Format("text", ("text",), (), convert, rank=0)
+TEXT = Format("text", ("text",), (), convert, rank=0, makes=Text)
