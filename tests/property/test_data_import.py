@@ -21,10 +21,24 @@ VALUES = st.recursive(
     max_leaves=6,
 )
 COLUMNS = st.sampled_from(
-    (
-        "instruction output input history messages conversations text split n "
-        "prompt chosen rejected question answers context summary"
-    ).split()
+    [
+        "instruction",
+        "output",
+        "input",
+        "history",
+        "messages",
+        "conversations",
+        "text",
+        "split",
+        "n",
+        "prompt",
+        "chosen",
+        "rejected",
+        "question",
+        "answers",
+        "context",
+        "summary",
+    ]
 )
 ROWS = st.lists(VALUES | st.dictionaries(COLUMNS, VALUES, max_size=4), max_size=12)
 PLAIN_ROWS = st.lists(st.fixed_dictionaries({"input": st.sampled_from("abcd "), "output": st.sampled_from("xyz ")}))
