@@ -19,12 +19,12 @@ class Reporter:
         self.job = setup.job
         self.trainer = trainer
         self.began_at = self.logged_at = time.monotonic()
-        self.first_step = 0
+        self.first_step = self.logged_step = 0
         self.tokens_logged = 0
 
     def on_train_begin(self, _args: Any, state: Any, _control: Any, **_: Any) -> None:
         self.began_at = self.logged_at = time.monotonic()
-        self.first_step = state.global_step
+        self.first_step = self.logged_step = state.global_step
         self.job.progress(state.global_step, state.max_steps, "steps", stage="training")
 
     def on_substep_end(self, _args: Any, _state: Any, _control: Any, **_: Any) -> None:
@@ -49,7 +49,9 @@ class Reporter:
         rate = (self.trainer.real_tokens - self.tokens_logged) / max(now - self.logged_at, 1e-9)
         self.logged_at, self.tokens_logged = now, self.trainer.real_tokens
         numbers = {key: float(logs[key]) for key in ("loss", "learning_rate", "grad_norm") if key in logs}
-        self.job.metric(state.global_step, **numbers, tokens_per_second=round(rate, 1))
+        self.job.metric(
+            state.global_step, **numbers, epoch=round(float(state.epoch), 3), tokens_per_second=round(rate, 1)
+        )
 
     def on_save(self, args: Any, state: Any, _control: Any, **_: Any) -> None:
         folder = Path(args.output_dir)
