@@ -39,7 +39,7 @@ def test_what_lies_between_the_blocks_of_the_page_without_fences_is_prose() -> N
     for block in blocks().values():
         rest = rest.replace(block.text, "") if block.document == "S1" else rest
 
-    assert [line for line in rest.splitlines() if re.search(r"[{};=(,]\s*$|^\s+\S.*[:,]$", line)] == []
+    assert [line for line in rest.splitlines() if re.search(r"[{;=(,]$|^[}]\s*$|^\s+\S.*[:,]$", line)] == []
     assert len(re.findall(r"^(?:GET|POST|DELETE) /api/\S+$", rest, re.MULTILINE)) == 11
 
 
