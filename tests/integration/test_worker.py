@@ -71,7 +71,7 @@ def test_a_job_runs_to_its_end_and_publishes(
     database: Database, make_worker: Callable[[], Worker], tmp_path: Path
 ) -> None:
     worker = make_worker()
-    job = submit(database, publish="rows")
+    job = submit(database, publish="rows", output_dir="results")
 
     work_until(worker, is_final(database, job))
 
@@ -84,6 +84,8 @@ def test_a_job_runs_to_its_end_and_publishes(
     assert published is not None
     assert (published.path / "train.jsonl").read_text() == '{"text": "a"}\n'
     assert published.job_id == job.id
+    assert published.number == 1
+    assert (tmp_path / "results" / job.id / "train.jsonl").read_text() == '{"text": "a"}\n'
     assert not worker.folder(job.id).staged.exists()
 
 

@@ -211,6 +211,13 @@ class Catalog:
     def allowed(self, path: Path) -> Path:
         return inside(path, (self.settings.home, *self.settings.allow_paths))
 
+    def check_output(self, folder: str) -> None:
+        """Raises Denied unless results may be placed in `folder`: under an allowed root, but not among our own."""
+        place = self.allowed(self.settings.home / folder)
+        own = [self.settings.home / name for name in (*files.SHELVES.values(), "jobs", "staging", "engines")]
+        if place == self.settings.home.resolve() or any(place.is_relative_to(each.resolve()) for each in own):
+            raise Denied(f"output_dir {folder!r} belongs to the workspace itself; choose another, e.g. ./results")
+
     def _folder_named(self, name: str) -> Path | None:
         """The folder a name points to. What lies outside the allowed roots is not looked at, so nobody learns of it."""
         is_path = name.startswith(("/", "./", "../", "~"))

@@ -74,6 +74,8 @@ class Services:
         kind.check(spec, inputs)
         needs = self._needs(kind, spec)
         named = self._choose_name(kind, spec)
+        if output_dir := request.get("output_dir"):
+            self.catalog.check_output(str(output_dir))
         files.check_space(self.settings.home, kind.space(spec, inputs))
         new = queue.NewJob(
             kind=kind.name, spec=named, needs=needs, priority=priority, idempotency_key=idempotency_key,

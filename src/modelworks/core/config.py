@@ -58,6 +58,15 @@ class Settings(Spec):
     max_runs: int = Field(3, ge=1, description="attempts at a job whose runner dies")
     retry_delay_seconds: float = Field(1.0, ge=0, description="wait before the second run; doubles each time")
     cancel_grace_seconds: float = Field(20.0, gt=0, description="time a cancelled run has to end by itself")
+    personas: bool = Field(False, description="also listen on 5000 and 9999, where the foreign clients expect us")
+    strict_ports: bool = Field(False, description="with personas: end if one of the ports is taken")
+    cors_origin: Literal["null"] | None = Field(
+        None, description="null: let pages opened as files call /slm/generate, /slm/stream and /slm/info"
+    )
+    slm_base: str = Field("gpt2", description="the base model of /slm, where no adapter says otherwise")
+    slm_adapter: str | None = Field(None, description="the adapter of /slm; default: the newest one")
+    entries: Path | None = Field(None, description="a folder with config.json and a `models` package of own entries")
+    batch_size: int = Field(8, ge=1, description="requests an own entry answers together")
     max_queued_requests: int = Field(256, ge=1, description="requests waiting for an engine before 429")
     max_sequences: int = Field(32, ge=1, description="requests an engine decodes together")
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="least level that is logged")
@@ -104,7 +113,9 @@ def load_settings(
         values |= parse_spec(Settings, found, where=origin).model_dump(include=set(found))
         origins |= dict.fromkeys(found, origin)
     settings = Settings.model_validate(values)
-    resolved = {"home": settings.home.expanduser().absolute()}
+    resolved: dict[str, object] = {"home": settings.home.expanduser().absolute()}
+    if settings.entries is not None:
+        resolved["entries"] = settings.entries.expanduser().absolute()
     resolved_paths = tuple(path.expanduser().absolute() for path in settings.allow_paths)
     return Loaded(settings.model_copy(update=resolved | {"allow_paths": resolved_paths}), origins)
 

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from modelworks.core import clock
 from modelworks.core.clock import from_iso
-from modelworks.core.errors import ModelworksError
+from modelworks.core.errors import Conflict, ModelworksError
 from modelworks.core.ids import new_id
 from modelworks.core.nouns import AnyArtifact, ArtifactKind, EventType, Failure, Job, JsonObject, JsonValue
 from modelworks.core.states import JobState
@@ -169,6 +169,8 @@ class Worker:
         except FileNotFoundError as error:
             failure = Failure(code="output_lost", message=f"the run's output is not where it left it: {error}")
             return queue.Ending(state=JobState.FAILED, failure=failure)
+        except Conflict as error:
+            return queue.Ending(state=JobState.FAILED, failure=Failure(code=error.code, message=error.message))
         return queue.Ending(state=JobState.SUCCEEDED, result=report.result, artifacts=published)
 
     def _publish(self, job: Job, folder: JobFolder, draft: StagedDraft) -> catalog.Publication:
@@ -176,6 +178,8 @@ class Worker:
         kind = ArtifactKind(draft.kind)
         place = files.place_of(self.settings.home, kind, draft.digest)
         files.settle(folder.path / draft.folder, place)
+        if output_dir := job.spec.get("output_dir"):
+            _mirror(place, self.settings.home / str(output_dir) / job.id)
         artifact = make_artifact(draft, place, job_id=job.id)
         return catalog.Publication(artifact=artifact, home=self.settings.home, replace=draft.replace)
 
@@ -189,6 +193,13 @@ class Worker:
             self.notify(job_id)
             if not until_end:
                 return
+
+
+def _mirror(place: Path, target: Path) -> None:
+    try:
+        files.mirror(place, target)
+    except OSError as error:
+        raise Conflict(f"the result could not be placed in output_dir: {error}; choose another folder") from None
 
 
 def make_artifact(draft: StagedDraft, place: Path, *, job_id: str | None) -> AnyArtifact:

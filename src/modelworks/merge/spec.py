@@ -27,6 +27,9 @@ class MergeSpec(Spec):
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where to compute; the result is the same")
     name: str | None = Field(None, description="name to publish it under; default: BASE-METHOD")
     replace: bool = Field(False, description="let the name move to this model if it is taken")
+    output_dir: str | None = Field(
+        None, description="also place the result at OUTPUT_DIR/JOB_ID, relative to the workspace"
+    )
 
     @property
     def published_name(self) -> str:

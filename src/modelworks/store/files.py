@@ -66,11 +66,43 @@ def write_atomically(path: Path, data: bytes) -> None:
     sync_folder(path.parent)
 
 
+def mirror(place: Path, target: Path) -> None:
+    """Show a published folder at `target` too, whole or not at all, and point `latest` beside it there.
+
+    Its files are the same files where the file system allows it, else copies.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if not target.exists():
+        partial = target.with_name(f".{target.name}.partial")
+        shutil.rmtree(partial, ignore_errors=True)
+        shutil.copytree(place, partial, copy_function=_link)
+        sync_tree(partial)
+        partial.rename(target)
+    point_at(target.parent / "latest", target)
+
+
+def point_at(link: Path, target: Path) -> None:
+    """Let the symbolic link `link` lead to `target`, whatever it led to before; never over a real file."""
+    if link.exists() and not link.is_symlink():
+        return
+    new = link.with_name(f".{link.name}.new")
+    new.unlink(missing_ok=True)
+    new.symlink_to(os.path.relpath(target, link.parent))
+    new.rename(link)
+
+
 def discard(folder: Path) -> None:
     """Remove a published folder: first out of sight by a rename, then for good."""
     doomed = folder.with_name(f".{folder.name}.removed")
     folder.rename(doomed)
     shutil.rmtree(doomed)
+
+
+def _link(source: str, target: str) -> None:
+    try:
+        os.link(source, target)
+    except OSError:  # another file system, or one without links
+        shutil.copyfile(source, target)
 
 
 def sweep(home: Path, used: Collection[str], older_than_seconds: float) -> list[str]:

@@ -42,7 +42,9 @@ def _decide(spec: TrainSpec, job: JobContext) -> Setup:
     device = choose_device(spec.device)
     dtype = choose_dtype(spec.dtype, device)
     facts: JsonObject = {
-        "spec": spec.model_dump(mode="json", exclude={"name", "replace", "logging_steps", "save_total_limit"}),
+        "spec": spec.model_dump(
+            mode="json", exclude={"name", "replace", "output_dir", "logging_steps", "save_total_limit"}
+        ),
         "model": model.digest,
         "dataset": dataset.digest,
         "device": device,

@@ -18,6 +18,9 @@ class TrainSpec(Spec):
     params: dict[str, Any] = Field(default_factory=dict, description="parameters of the strategy")
     name: str | None = Field(None, description="name to publish under; by default MODEL-DATASET")
     replace: bool = Field(False, description="move the name from an older artifact to this one")
+    output_dir: str | None = Field(
+        None, description="also place the result at OUTPUT_DIR/JOB_ID, relative to the workspace"
+    )
 
     tuning: Literal["lora", "full"] = Field("lora", description="lora: train a small adapter; full: train every weight")
     lora_r: int = Field(16, ge=1, le=1024, description="rank of the adapter")

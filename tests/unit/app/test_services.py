@@ -162,3 +162,14 @@ def test_an_alias_means_the_same_model(services: Services) -> None:
     services.catalog.alias("org/tiny", "best")
 
     assert services.catalog.model("best").id == services.catalog.model("org/tiny").id
+
+
+@pytest.mark.parametrize("folder", [".", "models", "./jobs/x", "../out", "/out", "results/../../out"])
+def test_a_result_is_placed_neither_outside_nor_among_our_own(services: Services, folder: str) -> None:
+    with pytest.raises(Denied):
+        services.submit("train", SPEC | {"output_dir": folder})
+
+
+def test_a_result_may_be_placed_in_the_workspace_and_under_an_allowed_root(services: Services, sources: Path) -> None:
+    for folder in ("./results", str(sources / "out")):
+        assert services.submit("train", SPEC | {"output_dir": folder}).spec["output_dir"] == folder

@@ -9,7 +9,7 @@ import pytest
 from modelworks.core.errors import OutOfSpace
 from modelworks.core.hashing import digest_of, list_files
 from modelworks.core.nouns import ArtifactKind
-from modelworks.store.files import check_space, discard, place_of, settle, sweep, try_lock, write_atomically
+from modelworks.store.files import check_space, discard, mirror, place_of, settle, sweep, try_lock, write_atomically
 
 
 def staged(home: Path, text: str) -> Path:
@@ -81,3 +81,17 @@ def test_a_file_is_replaced_whole(tmp_path: Path) -> None:
 def test_too_little_space_is_said_with_both_figures(tmp_path: Path) -> None:
     with pytest.raises(OutOfSpace, match=r"1000000000\.0 GB needed"):
         check_space(tmp_path, 10**18)
+
+
+def test_a_mirrored_folder_appears_whole_and_latest_leads_to_it(tmp_path: Path) -> None:
+    place = tmp_path / "models" / "ab" / "abc"
+    settle(staged(tmp_path, "a"), place)
+    for job in ("one", "two"):
+        mirror(place, tmp_path / "results" / job)
+        mirror(place, tmp_path / "results" / job)
+
+    discard(place)
+
+    assert (tmp_path / "results" / "one" / "train.jsonl").read_text() == "a"
+    assert (tmp_path / "results" / "latest").resolve() == tmp_path / "results" / "two"
+    assert sorted(path.name for path in (tmp_path / "results").iterdir()) == ["latest", "one", "two"]
