@@ -56,17 +56,22 @@ def read(database: Database, job_id: str, after: int = 0, limit: int = PAGE) -> 
     return [_event(row) for row in rows]
 
 
-def last_of_type(database: Database, job_id: str, type_: EventType) -> Event | None:
-    """Return the newest event of one type, e.g. the latest progress."""
+def newest(database: Database, job_id: str, types: Sequence[EventType], limit: int) -> list[Event]:
+    """Return the last `limit` events of some types, in order."""
     query = (
         select(events)
-        .where(events.c.job_id == job_id, events.c.type == type_.value)
+        .where(events.c.job_id == job_id, events.c.type.in_([type_.value for type_ in types]))
         .order_by(events.c.seq.desc())
-        .limit(1)
+        .limit(limit)
     )
     with database.read() as connection:
-        row = connection.execute(query).mappings().first()
-    return None if row is None else _event(row)
+        rows = connection.execute(query).mappings().all()
+    return [_event(row) for row in reversed(rows)]
+
+
+def last_of_type(database: Database, job_id: str, type_: EventType) -> Event | None:
+    """Return the newest event of one type, e.g. the latest progress."""
+    return next(iter(newest(database, job_id, (type_,), 1)), None)
 
 
 def _event(row: RowMapping) -> Event:

@@ -46,12 +46,15 @@ class Reporter:
         if "loss" not in logs:  # the summary at the end
             return
         now = time.monotonic()
-        rate = (self.trainer.real_tokens - self.tokens_logged) / max(now - self.logged_at, 1e-9)
-        self.logged_at, self.tokens_logged = now, self.trainer.real_tokens
+        seconds = max(now - self.logged_at, 1e-9)
+        rate = (self.trainer.real_tokens - self.tokens_logged) / seconds
+        step_time = seconds / max(state.global_step - self.logged_step, 1)
+        self.logged_at, self.tokens_logged, self.logged_step = now, self.trainer.real_tokens, state.global_step
         numbers = {key: float(logs[key]) for key in ("loss", "learning_rate", "grad_norm") if key in logs}
         self.job.metric(
-            state.global_step, **numbers, epoch=round(float(state.epoch), 3), tokens_per_second=round(rate, 1)
-        )
+            state.global_step, **numbers, epoch=round(float(state.epoch), 3), step_time=round(step_time, 4),
+            tokens_per_second=round(rate, 1),
+        )  # fmt: skip
 
     def on_save(self, args: Any, state: Any, _control: Any, **_: Any) -> None:
         folder = Path(args.output_dir)
