@@ -64,8 +64,8 @@ class TrainingFiles:
             job = self.services.job(job_id)
             if job.kind == "train" and job.started_at is not None:
                 self._append(job)
-                if job.state is JobState.SUCCEEDED:
-                    self.point_at_newest_adapter()
+            if job.state is JobState.SUCCEEDED:
+                self.point_at_newest_adapter()
         except (OSError, ModelworksError) as error:
             self._written.pop(job_id, None)
             logger.warning("the training log is behind", extra={"job": job_id, "reason": str(error)})

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from modelworks.app.catalog import Catalog
 from modelworks.app.services import Services
+from modelworks.app.training_log import TrainingFiles
 from modelworks.core.config import Settings, child_environment
 from modelworks.core.registry import choose, find_plugins
 from modelworks.jobs.executor import ExecutorKind
@@ -26,6 +27,8 @@ class App:
 
     def start_worker(self) -> None:
         """Look after the workspace's jobs from now on, or as soon as nobody else does."""
+        # A server that was killed may have published one and not said so.
+        TrainingFiles(self.services).point_at_newest_adapter()
         self.worker.start()
 
     @asynccontextmanager
@@ -56,6 +59,12 @@ def open_app(settings: Settings) -> App:
     settings.home.mkdir(parents=True, exist_ok=True, mode=0o700)
     database = open_database(settings.database)
     services = Services(settings, database, Catalog(settings, database))
+    training_files = TrainingFiles(services)
+
+    def notify(job_id: str) -> None:
+        services.feed.tell(job_id)
+        training_files.keep_up(job_id)
+
     kind = choose(find_plugins("modelworks.jobs.executors", ExecutorKind), "local", "executor")
     worker = Worker(
         database=database,
@@ -67,6 +76,6 @@ def open_app(settings: Settings) -> App:
             retry_delay_seconds=settings.retry_delay_seconds,
             cancel_grace_seconds=settings.cancel_grace_seconds,
         ),
-        notify=services.feed.tell,
+        notify=notify,
     )
     return App(services, worker)
