@@ -1,15 +1,22 @@
-"""Write docs/reference from the code: commands, settings, specs, plug-ins and routes. Run it by `make docs`."""
+"""Write docs/reference from the code: commands, settings, specs, plug-ins, routes, surfaces. Run it by `make docs`."""
 
 from __future__ import annotations
 
+import importlib
+import json
+import pkgutil
 import sys
+from collections.abc import Iterable
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import click
+from fastapi import APIRouter
 from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
+import modelworks.surfaces
 from modelworks.api import artifacts, jobs, openai, system
 from modelworks.app.kinds import KINDS
 from modelworks.app.plugins import list_plugins
@@ -52,6 +59,8 @@ def fields_of(kind: type[BaseModel]) -> str:
 
 
 def type_of(schema: dict[str, Any]) -> str:
+    if "$ref" in schema:
+        return str(schema["$ref"]).rsplit("/", 1)[-1]
     if "enum" in schema:
         return " or ".join(map(str, schema["enum"]))
     if "anyOf" in schema:
@@ -94,19 +103,82 @@ def plugged() -> str:
 
 def routes() -> str:
     lines = ["# Routes\n", "The whole description is at `/openapi.json` of a running server.\n"]
-    lines += ["| method | path | what |", "|---|---|---|"]
-    for router in (openai.router, jobs.router, artifacts.router, system.router):
+    return "\n".join([*lines, *routes_of((openai.router, jobs.router, artifacts.router, system.router))]) + "\n"
+
+
+def routes_of(routers: Iterable[APIRouter]) -> list[str]:
+    lines = ["| method | path | what |", "|---|---|---|"]
+    for router in routers:
         for route in router.routes:
             endpoint, path = getattr(route, "endpoint", None), getattr(route, "path", "")
             told = (endpoint.__doc__ if endpoint else None) or getattr(route, "summary", None) or ""
             first = told.strip().splitlines()[:1]
-            methods = " ".join(sorted(getattr(route, "methods", None) or ()))
+            methods = " ".join(sorted(getattr(route, "methods", None) or ("WS",)))
             lines.append(f"| {methods} | `{path}` | {first[0] if first else ''} |")
-    return "\n".join(lines) + "\n"
+    return lines
+
+
+def surfaces() -> str:
+    how = (
+        "Every field of the five foreign documents: **supported** (means here what it means there), **translated** "
+        "(has another name or form here), or **refused** (and why). "
+        "All routes are on every port; the port decides only what two documents say differently: `/api/health`, `/`, "
+        "and the form of an error where nothing else tells. See [the settings](settings.md), `personas`."
+    )
+    parts = [f"# Surfaces\n\n{how}\n"]
+    for name, modules in sorted(surface_modules().items()):
+        told = (modules[0].__doc__ or "").strip().splitlines()[0]
+        routers = [module.router for module in modules if hasattr(module, "router")]
+        parts.append("\n".join([f"## {name}\n\n{told}\n", *routes_of(routers), ""]))
+        parts += [f"### {kind.__name__}\n\n{table_of(kind)}\n" for module in modules for kind in wire_models(module)]
+    return "\n".join(parts)
+
+
+def surface_modules() -> dict[str, list[ModuleType]]:
+    """The modules of every folder of surfaces, each folder's own first; of what they share, under `shared`."""
+    found: dict[str, list[ModuleType]] = {}
+    place = modelworks.surfaces
+    for each in pkgutil.walk_packages(place.__path__, f"{place.__name__}."):
+        name = each.name.removeprefix(f"{place.__name__}.")
+        if not name.endswith("__main__"):
+            folder = name.split(".")[0] if "." in name or each.ispkg else "shared"
+            found.setdefault(folder, []).append(importlib.import_module(each.name))
+    return found
+
+
+def wire_models(module: ModuleType) -> list[type[BaseModel]]:
+    """The bodies that a module defines, in their order."""
+    own = [kind for kind in vars(module).values() if getattr(kind, "__module__", "") == module.__name__]
+    return [kind for kind in own if isinstance(kind, type) and kind.__name__.endswith(("In", "Out"))]
+
+
+def table_of(kind: type[BaseModel]) -> str:
+    """The fields of a body, by the names they have on the wire."""
+    asked = kind.__name__.endswith("In")
+    lines = (
+        ["| field | type | default | here |", "|---|---|---|---|"]
+        if asked
+        else ["| field | type | here |", "|---|---|---|"]
+    )
+    schema = kind.model_json_schema()
+    for name, field in kind.model_fields.items():
+        properties = schema["properties"]
+        shown = next(key for key in (field.serialization_alias, field.alias, name) if key in properties)
+        default = "required" if field.is_required() else f"`{json.dumps(field.get_default(call_default_factory=True))}`"
+        cells = [f"`{shown}`", type_of(properties[shown]), *([default] if asked else []), field.description or ""]
+        lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
+    return "\n".join(lines)
 
 
 def pages() -> dict[str, str]:
-    made = {"cli": commands, "settings": settings, "specs": specs, "plugins": plugged, "http": routes}
+    made = {
+        "cli": commands,
+        "settings": settings,
+        "specs": specs,
+        "plugins": plugged,
+        "http": routes,
+        "surfaces": surfaces,
+    }
     return {f"{name}.md": HEAD + make() for name, make in made.items()}
 
 
