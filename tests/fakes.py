@@ -17,6 +17,7 @@ class FakeJob:
     inputs: dict[str, AnyArtifact] = field(default_factory=dict)
     job_id: str = "01900000-0000-7000-8000-000000000000"
     cancel_after: int | None = None
+    pausing: bool = False
     progressed: list[tuple[float, float, str]] = field(default_factory=list)
     metrics: list[dict[str, float]] = field(default_factory=list)
     logs: list[str] = field(default_factory=list)

@@ -1,7 +1,7 @@
 """A runner that does what its spec says, through the real runner code: for tests that kill and restart things.
 
-Spec: {"steps": n, "step_seconds": s, "die_at": step or null, "publish": name or null, "stubborn": bool}. It keeps its
-step in a checkpoint, so that a second run goes on where the first was killed.
+Spec: {"steps": n, "step_seconds": s, "die_at": step or null, "publish": name or null, "stubborn": bool,
+"die_pausing": bool}. It keeps its step in a checkpoint, so that a second run goes on where the first was killed.
 """
 
 from __future__ import annotations
@@ -22,11 +22,14 @@ from modelworks.jobs.runner import run_job
 def execute(order: RunOrder, job: JobContext) -> JsonObject:
     spec = order.spec
     if spec.get("stubborn"):
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        for number in (signal.SIGTERM, signal.SIGUSR1):
+            signal.signal(number, signal.SIG_IGN)
     mark = job.checkpoints / "step"
     first = int(mark.read_text()) + 1 if mark.exists() else 1
     for step in range(first, int(str(spec["steps"])) + 1):
         time.sleep(float(str(spec.get("step_seconds", 0.01))))
+        if spec.get("die_pausing") and job.pausing:
+            os.kill(os.getpid(), signal.SIGKILL)
         job.metric(step, loss=1.0 / step)
         mark.write_text(str(step))
         if spec.get("die_at") == step:

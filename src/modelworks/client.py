@@ -86,6 +86,13 @@ class Client:
         """Cancel; returns the job in the state that won."""
         return _JOB.validate_json(self._send("POST", _job_path(job_id, "/cancel")))
 
+    def pause(self, job_id: str) -> Job:
+        """Pause, keeping the checkpoints; returns the job in the state that won."""
+        return _JOB.validate_json(self._send("POST", _job_path(job_id, "/pause")))
+
+    def resume(self, job_id: str) -> Job:
+        return _JOB.validate_json(self._send("POST", _job_path(job_id, "/resume")))
+
     def retry(self, job_id: str) -> Job:
         return _JOB.validate_json(self._send("POST", _job_path(job_id, "/retry")))
 

@@ -178,6 +178,121 @@ def test_a_run_that_will_not_stop_is_killed_when_its_grace_is_over(
     assert not psutil.pid_exists(pid)
 
 
+def paused(database: Database, job: Job) -> Callable[[], bool]:
+    return lambda: queue.get_job(database, job.id).state is JobState.PAUSED
+
+
+def is_running(worker: Worker, database: Database, job: Job, steps: int = 2) -> None:
+    work_until(worker, lambda: len(steps_told(database, job)) > steps)
+
+
+def test_a_paused_run_frees_its_slot_and_goes_on_from_its_checkpoint(
+    database: Database, make_worker: Callable[[], Worker]
+) -> None:
+    worker = make_worker()
+    job = submit(database, steps=60, publish="rows")
+    is_running(worker, database, job)
+
+    assert queue.request_pause(database, job.id).state is JobState.RUNNING
+    work_until(worker, paused(database, job))
+
+    assert not worker.folder(job.id).is_locked()
+    other = queue.insert_job(database, NewJob(kind="scripted", spec={"steps": 1}, inputs={}, needs={"cpu": 4}))
+    work_until(worker, is_final(database, other))
+    assert paused(database, job)()
+    assert queue.resume(database, job.id).state is JobState.QUEUED
+    work_until(worker, is_final(database, job))
+    ended = queue.get_job(database, job.id)
+    assert (ended.state, ended.runs) == (JobState.SUCCEEDED, 2)
+    assert steps_told(database, job) == list(range(1, 61))
+
+
+def test_pauses_are_not_counted_as_deaths(database: Database, make_worker: Callable[[], Worker]) -> None:
+    worker = make_worker()
+    job = submit(database, steps=40, die_at=25)
+    for pause in range(3):  # as many as a job may die
+        is_running(worker, database, job, steps=5 * pause + 1)
+        queue.request_pause(database, job.id)
+        work_until(worker, paused(database, job))
+        queue.resume(database, job.id)
+
+    work_until(worker, is_final(database, job))
+
+    ended = queue.get_job(database, job.id)
+    assert (ended.state, ended.runs) == (JobState.SUCCEEDED, 5)
+    assert steps_told(database, job) == list(range(1, 41))
+
+
+def test_a_runner_that_dies_while_pausing_is_paused_and_can_be_cancelled(
+    database: Database, make_worker: Callable[[], Worker]
+) -> None:
+    worker = make_worker()
+    job = submit(database, steps=1000, die_pausing=True)
+    is_running(worker, database, job)
+
+    queue.request_pause(database, job.id)
+    work_until(worker, paused(database, job))
+
+    assert queue.deaths(database, job.id) == 0
+    assert queue.request_cancel(database, job.id).state is JobState.CANCELLED
+
+
+def test_a_server_killed_while_pausing_is_followed_by_one_that_pauses(
+    database: Database, make_worker: Callable[[], Worker]
+) -> None:
+    first = make_worker()
+    job = submit(database, steps=1000)
+    is_running(first, database, job)
+    queue.request_pause(database, job.id)
+
+    # The first worker is never asked again: nobody told the runner.
+    work_until(make_worker(), paused(database, job))
+
+    assert not first.folder(job.id).is_locked()
+
+
+def test_a_run_that_will_not_pause_is_killed_when_its_grace_is_over(
+    database: Database, make_worker: Callable[[], Worker]
+) -> None:
+    worker = make_worker()
+    job = submit(database, steps=1000, step_seconds=0.1, stubborn=True)
+    is_running(worker, database, job, steps=1)
+    pid = runner_pid(worker, job)
+
+    queue.request_pause(database, job.id)
+    work_until(worker, paused(database, job))
+
+    assert not psutil.pid_exists(pid)
+    assert worker.folder(job.id).checkpoints.joinpath("step").exists()
+
+
+def test_a_cancel_comes_before_a_pause(database: Database, make_worker: Callable[[], Worker]) -> None:
+    worker = make_worker()
+    job = submit(database, steps=1000)
+    is_running(worker, database, job)
+
+    queue.request_pause(database, job.id)
+    queue.request_cancel(database, job.id)
+    work_until(worker, is_final(database, job))
+
+    assert queue.get_job(database, job.id).state is JobState.CANCELLED
+    assert not worker.folder(job.id).checkpoints.exists()
+
+
+def test_a_pause_taken_back_lets_the_job_go_on(database: Database, make_worker: Callable[[], Worker]) -> None:
+    worker = make_worker()
+    job = submit(database, steps=40)
+    is_running(worker, database, job)
+    queue.request_pause(database, job.id)
+    worker.step()  # the runner is told
+    queue.resume(database, job.id)
+
+    work_until(worker, is_final(database, job))
+
+    assert queue.get_job(database, job.id).state is JobState.SUCCEEDED
+    assert steps_told(database, job) == list(range(1, 41))
+
+
 def test_a_server_killed_between_renaming_and_recording_publishes_once(
     database: Database, make_worker: Callable[[], Worker], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema
 
 from modelworks.app.kinds import KINDS, JobKind
-from modelworks.app.services import CANCEL_WAIT_SECONDS, Services
+from modelworks.app.services import CANCEL_WAIT_SECONDS, PAUSE_WAIT_SECONDS, Services
 from modelworks.core.nouns import Event, Job
 from modelworks.core.spec import Spec
 from modelworks.core.states import JobState
@@ -24,7 +25,7 @@ from modelworks.web.event_stream import Stopping, follow
 
 router = APIRouter(prefix="/modelworks", tags=["jobs"])
 App = Annotated[Services, Depends(services)]
-CANCEL_LOOK_SECONDS = 0.5
+LOOK_SECONDS = 0.5
 JobId = Annotated[str, Path(description="id or alias of a job")]
 
 
@@ -139,12 +140,31 @@ def job_events(
 async def cancel_job(job_id: JobId, app: App, stopping: Stopping) -> Job:
     """Cancel a job; answers, once its run is gone, with the state that won."""
     job = await run_in_threadpool(app.cancel, job_id, wait_seconds=0)
-    deadline = time.monotonic() + CANCEL_WAIT_SECONDS
+    return await _look(app, job, lambda job: job.state.is_final, CANCEL_WAIT_SECONDS, stopping)
+
+
+@router.post("/jobs/{job_id}/pause")
+async def pause_job(job_id: JobId, app: App, stopping: Stopping) -> Job:
+    """Pause a job, keeping its checkpoints; answers, once its run is gone, with the state that won."""
+    job = await run_in_threadpool(app.pause, job_id, wait_seconds=0)
+    return await _look(app, job, lambda job: job.state is not JobState.RUNNING, PAUSE_WAIT_SECONDS, stopping)
+
+
+async def _look(
+    app: Services, job: Job, is_there: Callable[[Job], bool], seconds: float, stopping: asyncio.Event
+) -> Job:
+    deadline = time.monotonic() + seconds
     # Waiting here and not in a thread: a thread would hold up the end of the server.
-    while not job.state.is_final and not stopping.is_set() and time.monotonic() < deadline:
-        await app.feed.wait(job.id, app.feed.seen(job.id), CANCEL_LOOK_SECONDS)
+    while not is_there(job) and not stopping.is_set() and time.monotonic() < deadline:
+        await app.feed.wait(job.id, app.feed.seen(job.id), LOOK_SECONDS)
         job = await run_in_threadpool(app.job, job.id)
     return job
+
+
+@router.post("/jobs/{job_id}/resume")
+def resume_job(job_id: JobId, app: App) -> Job:
+    """Let a paused job go on from its newest checkpoint."""
+    return app.resume(job_id)
 
 
 @router.post("/jobs/{job_id}/retry", status_code=202)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -24,6 +24,8 @@ from modelworks.store import jobs as queue
 from modelworks.store.database import Database
 
 CANCEL_WAIT_SECONDS = 45.0
+# A pause writes a checkpoint first.
+PAUSE_WAIT_SECONDS = 150.0
 
 
 @dataclass
@@ -53,6 +55,7 @@ class Services:
         idempotency_key: str | None = None,
         aliases: tuple[str, ...] = (),
         job_id: str | None = None,
+        labels: JsonObject | None = None,
     ) -> Job:
         """Check a request as far as can be without starting it, and queue it.
 
@@ -80,7 +83,7 @@ class Services:
         new = queue.NewJob(
             kind=kind.name, spec=named, needs=needs, priority=priority, idempotency_key=idempotency_key,
             inputs={name: shelf_queries.to_json(found) for name, found in inputs.items()}, aliases=aliases,
-            id=job_id, request=request,
+            id=job_id, request=request, labels=labels or {},
         )  # fmt: skip
         return queue.insert_job(self.database, new)
 
@@ -103,12 +106,35 @@ class Services:
     def cancel(self, id_or_alias: str, wait_seconds: float = CANCEL_WAIT_SECONDS) -> Job:
         """Cancel a job and return the state that won. Blocks until the run is gone, or `wait_seconds` are over."""
         job = queue.request_cancel(self.database, id_or_alias)
+        if job.state is JobState.CANCELLED:
+            # It did not run: nobody else removes what its earlier runs left.
+            self.folder(job.id).clean(keep_checkpoints=False)
         return job if job.state.is_final else self.wait(job.id, wait_seconds)
+
+    def pause(self, id_or_alias: str, wait_seconds: float = PAUSE_WAIT_SECONDS) -> Job:
+        """Stop a job for a while, keeping its checkpoints; return the state that won. Blocks as `cancel` does.
+
+        Raises:
+            Conflict: it has ended, or is being cancelled.
+        """
+        job = queue.request_pause(self.database, id_or_alias)
+        return self._look(job.id, lambda job: job.state is not JobState.RUNNING, wait_seconds)
+
+    def resume(self, id_or_alias: str) -> Job:
+        """Let a paused job go on from its newest checkpoint.
+
+        Raises:
+            Conflict: it has ended, or is being cancelled.
+        """
+        return queue.resume(self.database, id_or_alias)
 
     def wait(self, id_or_alias: str, seconds: float) -> Job:
         """Return the job once it has ended, or as it is after `seconds`."""
+        return self._look(id_or_alias, lambda job: job.state.is_final, seconds)
+
+    def _look(self, id_or_alias: str, is_there: Callable[[Job], bool], seconds: float) -> Job:
         deadline = time.monotonic() + seconds
-        while not (job := self.job(id_or_alias)).state.is_final and time.monotonic() < deadline:
+        while not is_there(job := self.job(id_or_alias)) and time.monotonic() < deadline:
             time.sleep(0.05)
         return job
 
@@ -123,7 +149,7 @@ class Services:
             kept.parent.mkdir(parents=True)
             left.rename(kept)
         try:
-            return self.submit(old.kind, old.spec, priority=old.priority, job_id=job_id)
+            return self.submit(old.kind, old.spec, priority=old.priority, job_id=job_id, labels=old.labels)
         except ModelworksError:
             if kept.exists():
                 kept.rename(left)

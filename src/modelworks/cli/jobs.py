@@ -11,13 +11,13 @@ from modelworks.cli.follow import event_line, raise_if_failed, sentence, stream
 from modelworks.cli.options import Group, Session, pass_session
 from modelworks.cli.run import see_to_its_end, tell_queued, waiting_options
 
-STATES = ("queued", "running", "succeeded", "failed", "cancelled")
+STATES = ("queued", "running", "paused", "succeeded", "failed", "cancelled")
 LOG_LOOK_SECONDS = 0.3
 
 
 @click.group(cls=Group, name="jobs", example="modelworks jobs ls --state running")
 def jobs() -> None:
-    """List, look at, follow, cancel and retry jobs."""
+    """List, look at, follow, cancel, pause, resume and retry jobs."""
 
 
 @jobs.command(name="ls", example="modelworks jobs ls --state failed --json")
@@ -131,6 +131,32 @@ def cancel_job(session: Session, job_id: str) -> None:
         render.print_json(job)
     else:
         click.echo(f"{job.id}  {job.state.value}" + ("" if job.state.is_final else ", cancel requested"))
+
+
+@jobs.command(name="pause", example="modelworks jobs pause JOB")
+@click.argument("job_id", metavar="JOB")
+@pass_session
+def pause_job(session: Session, job_id: str) -> None:
+    """Stop a job for a while, keeping its checkpoints; its slot is free meanwhile. Prints the state that won."""
+    session.app.start_worker()
+    job = session.services.pause(job_id)
+    if session.json:
+        render.print_json(job)
+    else:
+        click.echo(f"{job.id}  {job.state.value}" + (", pause requested" if job.state.value == "running" else ""))
+
+
+@jobs.command(name="resume", example="modelworks jobs resume JOB --no-wait")
+@click.argument("job_id", metavar="JOB")
+@waiting_options
+@pass_session
+def resume_job(session: Session, job_id: str, wait: bool, follow: bool) -> None:
+    """Let a paused job go on from its newest checkpoint."""
+    job = session.services.resume(job_id)
+    if wait or follow:
+        see_to_its_end(session, job, follow=follow)
+    else:
+        tell_queued(session, job)
 
 
 @jobs.command(name="retry", example="modelworks jobs retry JOB --no-wait")

@@ -23,11 +23,15 @@ class JobContext(Protocol):
     def checkpoints(self) -> Path:
         """Kept from run to run of the same job, removed when it ends well."""
 
+    @property
+    def pausing(self) -> bool:
+        """Whether the stop that is asked for is a pause: what was reached so far is then worth a checkpoint."""
+
     def stage(self, name: str) -> Path:
         """Make an empty private folder to write an output in."""
 
     def check(self) -> None:
-        """Raise Cancelled if the job is to stop. Cheap: call it in every inner loop."""
+        """Raise Cancelled if the job is to stop, for good or for a pause. Cheap: call it in every inner loop."""
 
     def progress(self, done: float, total: float, unit: str, **facts: JsonValue) -> None:
         """Say how far the run is; facts are e.g. `stage="training"`, `eta_seconds=12`. Rate-limited inside."""

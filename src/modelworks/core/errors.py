@@ -90,4 +90,4 @@ class UnsafeFormat(Invalid):
 
 
 class Cancelled(Exception):
-    """Raised inside a run when its job was cancelled; unwinds to the runner, which writes the outcome."""
+    """Raised inside a run when its job is to stop; unwinds to the runner, which writes the outcome."""

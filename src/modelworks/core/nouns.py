@@ -149,6 +149,8 @@ class Job:
     pause_requested: bool = False
     idempotency_key: str | None = None
     aliases: tuple[str, ...] = ()
+    # What a door was told beside the spec, kept for that door.
+    labels: JsonObject = field(default_factory=dict)
     result: JsonObject | None = None
     error: Failure | None = None
     created_at: datetime

@@ -16,8 +16,8 @@ class Executor(Protocol):
     def is_alive(self, folder: JobFolder) -> bool:
         """Whether the run in this folder goes on, whoever started it."""
 
-    def ask_to_stop(self, folder: JobFolder) -> None:
-        """Let the runner end by itself, in order."""
+    def ask_to_stop(self, folder: JobFolder, *, pause: bool) -> None:
+        """Let the runner end by itself, in order; for a pause it may first write down what it has reached."""
 
     def kill(self, folder: JobFolder) -> None:
         """End every process of the run, now."""

@@ -48,7 +48,7 @@ class StagedDraft:
 
 @dataclass(frozen=True, kw_only=True)
 class RunReport:
-    """How a run ended: exit.json, written last. `outcome` is succeeded, failed or cancelled."""
+    """How a run ended: exit.json, written last. `outcome` is succeeded, failed, cancelled or paused."""
 
     run: int
     outcome: str

@@ -14,33 +14,36 @@ class Action(Enum):
     """The run goes on."""
     FINISH = auto()
     """It wrote how it ended."""
-    CANCEL = auto()
-    """It died after somebody asked it to stop: that is an end, not a loss."""
+    STOP = auto()
+    """It stopped, or died, after somebody asked it to: the job is cancelled or paused, and nothing is lost."""
     RUN_AGAIN = auto()
     """It died; its job goes back to the queue."""
     GIVE_UP = auto()
     """It died, as often as we allow."""
 
 
-def decide(*, alive: bool, report: RunReport | None, cancel_requested: bool, runs: int, max_runs: int) -> Action:
-    """An alive run may still be writing: only a dead one's report counts, so nothing is published twice."""
+def decide(*, alive: bool, report: RunReport | None, stop_requested: bool, deaths: int, max_runs: int) -> Action:
+    """An alive run may still be writing: only a dead one's report counts, so nothing is published twice.
+
+    `deaths` counts the runs that died, this one among them; those that stopped because they were asked to do not.
+    """
     if alive:
         return Action.WAIT
     if report is not None:
-        return Action.FINISH
-    if cancel_requested:
-        return Action.CANCEL
-    return Action.RUN_AGAIN if runs < max_runs else Action.GIVE_UP
+        return Action.STOP if report.outcome in {"cancelled", "paused"} else Action.FINISH
+    if stop_requested:
+        return Action.STOP
+    return Action.RUN_AGAIN if deaths < max_runs else Action.GIVE_UP
 
 
-def next_start(now: datetime, runs: int, delay_seconds: float) -> datetime:
-    """The delay doubles with each run, up to ten minutes."""
-    return now + timedelta(seconds=min(600.0, delay_seconds * 2 ** (runs - 1)))
+def next_start(now: datetime, deaths: int, delay_seconds: float) -> datetime:
+    """The delay doubles with each death, up to ten minutes."""
+    return now + timedelta(seconds=min(600.0, delay_seconds * 2 ** (deaths - 1)))
 
 
-def died(runs: int, tail: str) -> Failure:
+def died(deaths: int, tail: str) -> Failure:
     last = f"; it last printed:\n{tail}" if tail else "; it printed nothing"
     return Failure(
         code="runner_died",
-        message=f"the runner died {runs} times without saying why (killed, or out of memory){last}",
+        message=f"the runner died {deaths} times without saying why (killed, or out of memory){last}",
     )

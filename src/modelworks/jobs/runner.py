@@ -34,6 +34,7 @@ class RunnerContext:
     inputs: Mapping[str, AnyArtifact]
     drafts: list[Draft] = field(default_factory=list)
     stop_asked: bool = False
+    pausing: bool = False
     _progressed_at: float = 0.0
 
     @property
@@ -89,10 +90,13 @@ def run_job(
     order = folder.read_order()
     context = RunnerContext(folder, order, load_inputs(order.inputs))
 
-    def stop(_number: int, _frame: FrameType | None) -> None:
+    def stop(number: int, _frame: FrameType | None) -> None:
+        context.pausing = number == signal.SIGUSR1 and (context.pausing or not context.stop_asked)
         context.stop_asked = True
 
+    # Before these stand, either signal ends the process: a dead run whose job was to stop has stopped.
     signal.signal(signal.SIGTERM, stop)
+    signal.signal(signal.SIGUSR1, stop)
     report = _outcome(folder, context, execute)
     if report.outcome != "succeeded":
         shutil.rmtree(folder.staged, ignore_errors=True)
@@ -110,7 +114,7 @@ def _outcome(
             context.check()
         return RunReport(run=run, outcome="succeeded", result=result, drafts=drafts)
     except Cancelled:
-        return RunReport(run=run, outcome="cancelled")
+        return RunReport(run=run, outcome="paused" if context.pausing else "cancelled")
     except ModelworksError as error:
         problems = tuple(str(problem) for problem in error.problems)
         failure = Failure(code=error.code, message=error.message, problems=problems)

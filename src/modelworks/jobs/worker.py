@@ -33,6 +33,8 @@ logger = logging.getLogger(__name__)
 STEP_SECONDS = 0.1
 # A folder that nothing was recorded for may belong to an import that goes on; after this long it does not.
 LEFT_BEHIND_SECONDS = 6 * 3600
+# A run that pauses gets so many times the grace of a cancelled one.
+PAUSE_PATIENCE = 5
 EVENTS_AT_ONCE_BYTES = 1 << 20
 
 
@@ -57,7 +59,8 @@ class Worker:
     settings: WorkerSettings
     # Called with a job's id when it has new events, from the worker's thread.
     notify: Callable[[str], None] = lambda _job_id: None
-    _kill_at: dict[str, float] = field(default_factory=dict)
+    # When a run that was asked to stop is ended by force, by job and by what it was asked for.
+    _kill_at: dict[tuple[str, bool], float] = field(default_factory=dict)
     _stopping: threading.Event = field(default_factory=threading.Event)
     _thread: threading.Thread | None = None
 
@@ -116,37 +119,39 @@ class Worker:
         alive = self.executor.is_alive(folder)
         self._take_events(job.id, folder, until_end=not alive)
         report = None if alive else folder.read_report(job.runs)
+        deaths = 0 if alive else queue.deaths(self.database, job.id) + 1
         action = decide(
-            alive=alive, report=report, cancel_requested=job.cancel_requested, runs=job.runs,
+            alive=alive, report=report, stop_requested=job.cancel_requested or job.pause_requested, deaths=deaths,
             max_runs=self.settings.max_runs,
         )  # fmt: skip
         if action is Action.WAIT:
             self._press(job, folder)
             return
         self.executor.kill(folder)
+        self._kill_at = {asked: moment for asked, moment in self._kill_at.items() if asked[0] != job.id}
         if action is Action.FINISH and report is not None:
             self._end(job, folder, self._ending(job, folder, report))
-        elif action is Action.CANCEL:
-            self._end(job, folder, queue.Ending(state=JobState.CANCELLED))
+        elif action is Action.STOP:
+            self._stopped(job, folder, queue.stop_run(self.database, job.id, job.runs))
         elif action is Action.GIVE_UP:
-            failure = died(job.runs, folder.tail(20))
+            failure = died(deaths, folder.tail(20))
             self._end(job, folder, queue.Ending(state=JobState.FAILED, failure=failure))
         else:
-            self._lose(job)
+            self._lose(job, deaths)
 
     def _press(self, job: Job, folder: JobFolder) -> None:
-        """Ask a cancelled run to stop, and end it by force when its grace is over."""
-        if not job.cancel_requested:
+        """Ask a run to stop, and end it by force when its grace is over: longer for a pause, which writes something."""
+        if not (job.cancel_requested or job.pause_requested):
             return
-        if job.id not in self._kill_at:
-            self._kill_at[job.id] = time.monotonic() + self.settings.cancel_grace_seconds
-        if time.monotonic() < self._kill_at[job.id]:
-            self.executor.ask_to_stop(folder)
+        pause = not job.cancel_requested
+        grace = self.settings.cancel_grace_seconds * (PAUSE_PATIENCE if pause else 1)
+        if time.monotonic() < self._kill_at.setdefault((job.id, pause), time.monotonic() + grace):
+            self.executor.ask_to_stop(folder, pause=pause)
         else:
             self.executor.kill(folder)
 
-    def _lose(self, job: Job) -> None:
-        start = next_start(clock.now(), job.runs, self.settings.retry_delay_seconds)
+    def _lose(self, job: Job, deaths: int) -> None:
+        start = next_start(clock.now(), deaths, self.settings.retry_delay_seconds)
         reason = f"run {job.runs} died; the job goes on from its last checkpoint or starts again"
         queue.lose_run(self.database, job.id, job.runs, reason=reason, not_before=start)
         self.notify(job.id)
@@ -154,14 +159,14 @@ class Worker:
 
     def _end(self, job: Job, folder: JobFolder, ending: queue.Ending) -> None:
         queue.end_job(self.database, job.id, job.runs, ending)
-        folder.clean(keep_checkpoints=ending.state is JobState.FAILED)
-        self._kill_at.pop(job.id, None)
+        self._stopped(job, folder, ending.state)
+
+    def _stopped(self, job: Job, folder: JobFolder, state: JobState) -> None:
+        folder.clean(keep_checkpoints=state not in {JobState.SUCCEEDED, JobState.CANCELLED})
         self.notify(job.id)
-        logger.info("job ended", extra={"job": job.id, "state": ending.state.value})
+        logger.info("run ended", extra={"job": job.id, "state": state.value})
 
     def _ending(self, job: Job, folder: JobFolder, report: RunReport) -> queue.Ending:
-        if report.outcome == "cancelled":
-            return queue.Ending(state=JobState.CANCELLED)
         if report.outcome == "failed":
             return queue.Ending(state=JobState.FAILED, failure=report.failure)
         try:

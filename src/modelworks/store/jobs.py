@@ -5,10 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from datetime import datetime
 
-from sqlalchemy import Connection, RowMapping, Select, insert, or_, select, update
+from sqlalchemy import Connection, RowMapping, Select, func, insert, or_, select, update
 
 from modelworks.core import clock
 from modelworks.core.errors import Conflict, NotFound
@@ -33,6 +33,8 @@ class NewJob:
     priority: int = 0
     idempotency_key: str | None = None
     aliases: tuple[str, ...] = ()
+    # What a door was told beside the spec and must be able to tell again.
+    labels: JsonObject = field(default_factory=dict)
     # Chosen by the caller when the job's folder is made before the job.
     id: str | None = None
     # What the idempotency key stands for; by default the spec itself.
@@ -73,7 +75,8 @@ def insert_job(database: Database, new: NewJob) -> Job:
         connection.execute(
             insert(jobs).values(
                 id=job_id, kind=new.kind, spec=new.spec, inputs=new.inputs, state=JobState.QUEUED.value,
-                priority=new.priority, needs=new.needs, runs=0, cancel_requested=False, last_seq=0, events_offset=0,
+                priority=new.priority, needs=new.needs, runs=0, cancel_requested=False, pause_requested=False,
+                last_seq=0, events_offset=0, labels=new.labels,
                 idempotency_key=new.idempotency_key, request_digest=digest, not_before=clock.now(),
                 created_at=clock.now(),
             )
@@ -130,7 +133,7 @@ def running(database: Database) -> list[Claim]:
 
 def unfinished(database: Database) -> list[Claim]:
     """Every job that has not ended: what may still publish a name or use an artifact."""
-    return _claims(database, JobState.RUNNING, JobState.QUEUED)
+    return _claims(database, JobState.RUNNING, JobState.QUEUED, JobState.PAUSED)
 
 
 def claim(database: Database, capacity: Mapping[str, int]) -> Claim | None:
@@ -172,18 +175,67 @@ def end_job(database: Database, job_id: str, run: int, ending: Ending) -> bool:
         return moved
 
 
+def stop_run(database: Database, job_id: str, run: int) -> JobState:
+    """End a run that stopped because it was asked to; return what its job became.
+
+    What is asked for now decides: a cancel comes before a pause, and a pause that was taken back, or a stop that
+    nobody here asked for, lets the job go on.
+    """
+    with database.write() as connection:
+        job = _get(connection, job_id)
+        state = JobState.PAUSED if job.pause_requested else JobState.QUEUED
+        state = JobState.CANCELLED if job.cancel_requested else state
+        if _move(connection, job_id, run, state, finished_at=clock.now() if state.is_final else None):
+            _close_run(connection, job_id, run, "cancelled" if state.is_final else "paused", None)
+            _tell_state(connection, job_id, state)
+        return state
+
+
+def deaths(database: Database, job_id: str) -> int:
+    """How many runs of a job were lost."""
+    lost = select(func.count()).where(runs.c.job_id == job_id, runs.c.outcome == "lost")
+    with database.read() as connection:
+        return int(connection.execute(lost).scalar_one())
+
+
 def request_cancel(database: Database, id_or_alias: str) -> Job:
-    """Cancel a queued job at once, ask a running one to stop, leave an ended one as it is; return what is true now."""
+    """Cancel a waiting job at once, ask a running one to stop, leave an ended one as it is; return what is true now."""
     with database.write() as connection:
         job = _get(connection, id_or_alias)
-        if job.state is JobState.QUEUED:
-            values = {"state": JobState.CANCELLED.value, "finished_at": clock.now(), "cancel_requested": True}
-            connection.execute(update(jobs).where(jobs.c.id == job.id).values(values))
-            _tell_state(connection, job.id, JobState.CANCELLED)
+        if job.state in {JobState.QUEUED, JobState.PAUSED}:
+            _put(connection, job.id, JobState.CANCELLED, finished_at=clock.now(), cancel_requested=True)
         elif job.state is JobState.RUNNING and not job.cancel_requested:
-            connection.execute(update(jobs).where(jobs.c.id == job.id).values(cancel_requested=True))
-            body: JsonObject = {"message": "cancel requested", "level": "info"}
-            events.append(connection, job.id, [NewEvent(clock.now(), EventType.LOG, body)])
+            _note(connection, job.id, "cancel requested", cancel_requested=True)
+        return _get(connection, job.id)
+
+
+def request_pause(database: Database, id_or_alias: str) -> Job:
+    """Pause a queued job at once, ask a running one to stop, leave a paused one as it is; return what is true now.
+
+    Raises:
+        Conflict: the job has ended, or is to be cancelled.
+    """
+    with database.write() as connection:
+        job = _going(connection, id_or_alias, "paused")
+        if job.state is JobState.QUEUED:
+            _put(connection, job.id, JobState.PAUSED, pause_requested=True)
+        elif job.state is JobState.RUNNING and not job.pause_requested:
+            _note(connection, job.id, "pause requested", pause_requested=True)
+        return _get(connection, job.id)
+
+
+def resume(database: Database, id_or_alias: str) -> Job:
+    """Put a paused job back into the queue, or take back a pause that was asked for; return what is true now.
+
+    Raises:
+        Conflict: the job has ended, or is to be cancelled.
+    """
+    with database.write() as connection:
+        job = _going(connection, id_or_alias, "resumed")
+        if job.state is JobState.PAUSED:
+            _put(connection, job.id, JobState.QUEUED, pause_requested=False, not_before=clock.now())
+        elif job.pause_requested:
+            _note(connection, job.id, "pause taken back", pause_requested=False)
         return _get(connection, job.id)
 
 
@@ -226,6 +278,26 @@ def _move(connection: Connection, job_id: str, run: int, state: JobState, **valu
     """Change state only from running and only for the newest run: the fence."""
     guarded = update(jobs).where(jobs.c.id == job_id, jobs.c.state == JobState.RUNNING.value, jobs.c.runs == run)
     return connection.execute(guarded.values(state=state.value, **values)).rowcount == 1
+
+
+def _put(connection: Connection, job_id: str, state: JobState, **values: object) -> None:
+    """Change the state of a job that does not run."""
+    connection.execute(update(jobs).where(jobs.c.id == job_id).values(state=state.value, **values))
+    _tell_state(connection, job_id, state)
+
+
+def _note(connection: Connection, job_id: str, message: str, **values: object) -> None:
+    connection.execute(update(jobs).where(jobs.c.id == job_id).values(**values))
+    body: JsonObject = {"message": message, "level": "info"}
+    events.append(connection, job_id, [NewEvent(clock.now(), EventType.LOG, body)])
+
+
+def _going(connection: Connection, id_or_alias: str, verb: str) -> Job:
+    job = _get(connection, id_or_alias)
+    if job.state.is_final or job.cancel_requested:
+        now = job.state.value if job.state.is_final else "being cancelled"
+        raise Conflict(f"job {job.id} is {now}; only one that has not ended can be {verb}")
+    return job
 
 
 def _close_run(connection: Connection, job_id: str, run: int, outcome: str, reason: str | None) -> None:
@@ -279,6 +351,7 @@ def _job(row: RowMapping, aliases: tuple[str, ...] = ()) -> Job:
     return Job(
         id=row["id"], kind=row["kind"], spec=row["spec"], state=JobState(row["state"]), priority=row["priority"],
         needs=row["needs"], runs=row["runs"], cancel_requested=row["cancel_requested"],
+        pause_requested=row["pause_requested"], labels=row["labels"],
         idempotency_key=row["idempotency_key"], aliases=aliases, result=row["result"],
         error=_failure(error) if error else None,
         created_at=row["created_at"], started_at=row["started_at"], finished_at=row["finished_at"],

@@ -22,7 +22,7 @@ from sqlalchemy import (
 )
 
 # The newest revision in migrations/versions; a test holds the two together.
-HEAD = "0002"
+HEAD = "0003"
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
@@ -52,6 +52,7 @@ jobs = Table(
     Column("state", String(16), nullable=False),
     Column("priority", Integer, nullable=False),
     Column("needs", JSON, nullable=False),
+    Column("labels", JSON, nullable=False, server_default="{}"),
     # The number of the newest run: also the fence that a late run cannot pass.
     Column("runs", Integer, nullable=False),
     Column("cancel_requested", Boolean, nullable=False),

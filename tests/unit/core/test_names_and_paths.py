@@ -70,6 +70,12 @@ def test_a_final_state_has_no_way_out() -> None:
     assert all(bool(JOB_MOVES[state]) != state.is_final for state in JobState)
 
 
+def test_a_paused_job_holds_its_place_and_can_only_go_on_or_be_cancelled() -> None:
+    assert not JobState.PAUSED.is_final
+    assert {state for state in JobState if JobState.PAUSED.may_become(state)} == {JobState.QUEUED, JobState.CANCELLED}
+    assert {state for state in JobState if state.may_become(JobState.PAUSED)} == {JobState.QUEUED, JobState.RUNNING}
+
+
 def test_the_nearest_name_is_suggested() -> None:
     assert nearest("learning_rat", ["learning_rate", "lora_r"]) == "did you mean learning_rate?"
     assert nearest("zzz", ["a", "b"]) == "known: a, b"

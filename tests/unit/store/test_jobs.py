@@ -103,6 +103,68 @@ def test_a_queued_job_is_cancelled_at_once(database: Database) -> None:
     assert [event.body["state"] for event in events.read(database, job.id)] == ["queued", "cancelled"]
 
 
+def states_of(database: Database, job_id: str) -> list[object]:
+    return [event.body["state"] for event in events.read(database, job_id) if event.type == "state"]
+
+
+def test_a_queued_job_is_paused_at_once_and_frees_its_slot_until_it_is_resumed(database: Database) -> None:
+    job = queue.insert_job(database, new_job())
+
+    assert queue.request_pause(database, job.id).state is JobState.PAUSED
+    assert queue.request_pause(database, job.id).state is JobState.PAUSED
+    assert queue.claim(database, {"cpu": 1}) is None
+    assert [claim.job.id for claim in queue.unfinished(database)] == [job.id]
+    resumed = queue.resume(database, job.id)
+    assert (resumed.state, resumed.pause_requested) == (JobState.QUEUED, False)
+    assert queue.claim(database, {"cpu": 1}) is not None
+    assert states_of(database, job.id) == ["queued", "paused", "queued", "running"]
+
+
+def test_a_paused_job_can_be_cancelled_and_not_resumed_after_that(database: Database) -> None:
+    job = queue.insert_job(database, new_job())
+    queue.request_pause(database, job.id)
+
+    assert queue.request_cancel(database, job.id).state is JobState.CANCELLED
+    with pytest.raises(Conflict, match=f"job {job.id} is cancelled; only one that has not ended can be resumed"):
+        queue.resume(database, job.id)
+    with pytest.raises(Conflict, match="can be paused"):
+        queue.request_pause(database, job.id)
+
+
+def test_what_a_stopped_run_becomes_is_decided_by_what_is_asked_for_last(database: Database) -> None:
+    ids = [queue.insert_job(database, new_job()).id for _ in range(3)]
+    for job_id in ids:
+        queue.claim(database, {"cpu": 3})
+        queue.request_pause(database, job_id)
+    queue.resume(database, ids[1])
+    queue.request_cancel(database, ids[2])
+
+    became = [queue.stop_run(database, job_id, 1) for job_id in ids]
+
+    assert became == [JobState.PAUSED, JobState.QUEUED, JobState.CANCELLED]
+    assert [queue.get_job(database, job_id).state for job_id in ids] == became
+    assert [queue.deaths(database, job_id) for job_id in ids] == [0, 0, 0]
+
+
+def test_a_late_run_cannot_pause_a_job_that_was_started_again(database: Database) -> None:
+    job = queue.insert_job(database, new_job())
+    queue.claim(database, {"cpu": 1})
+    queue.lose_run(database, job.id, 1, reason="died", not_before=clock.now())
+    queue.claim(database, {"cpu": 1})
+    queue.request_pause(database, job.id)
+
+    queue.stop_run(database, job.id, 1)
+
+    assert queue.get_job(database, job.id).state is JobState.RUNNING
+    assert queue.deaths(database, job.id) == 1
+
+
+def test_labels_are_kept_as_they_were_told(database: Database) -> None:
+    job = queue.insert_job(database, new_job(labels={"suffix": "mine"}))
+
+    assert queue.get_job(database, job.id).labels == {"suffix": "mine"}
+
+
 def test_a_lost_job_waits_until_its_time(database: Database) -> None:
     job = queue.insert_job(database, new_job())
     queue.claim(database, {"cpu": 1})

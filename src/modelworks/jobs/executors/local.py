@@ -49,10 +49,10 @@ class LocalExecutor:
             del self.children[str(folder.path)]
         return folder.is_locked()
 
-    def ask_to_stop(self, folder: JobFolder) -> None:
+    def ask_to_stop(self, folder: JobFolder, *, pause: bool) -> None:
         leader = _leader(folder)
         if leader is not None:
-            _signal(leader, signal.SIGTERM)
+            _signal(leader, signal.SIGUSR1 if pause else signal.SIGTERM)
 
     def kill(self, folder: JobFolder) -> None:
         for pid in _members(folder):
