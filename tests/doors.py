@@ -23,6 +23,7 @@ from modelworks.core.config import Settings
 from modelworks.core.nouns import EventType, Job, JsonObject
 from modelworks.core.states import JobState
 from modelworks.server.asgi import create_asgi
+from modelworks.server.personas import PORTS
 from modelworks.server.run import Server
 from modelworks.server.sockets import listen, url_of
 from modelworks.store import events
@@ -52,7 +53,7 @@ class Door:
 @contextmanager
 def open_door(home: Path, **settings: object) -> Iterator[Door]:
     app = open_app(Settings.model_validate({"home": home, "hub_offline": True} | settings))
-    asgi = create_asgi(app)
+    asgi = create_asgi(app, PORTS)
     # Outside a `with`, so without its lifespan: no engine is looked for.
     client = TestClient(asgi, base_url="http://127.0.0.1:8000", raise_server_exceptions=False)
     try:

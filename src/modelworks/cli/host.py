@@ -13,7 +13,7 @@ from modelworks.cli.options import Command, Group, Session, pass_session
 
 @click.command(
     cls=Command, name="serve", short_help="Serve models and jobs over HTTP.",
-    example=("modelworks serve", "modelworks serve --host 0.0.0.0 --port 9000 --api-key SECRET"),
+    example=("modelworks serve", "modelworks serve --personas", "modelworks serve --host 0.0.0.0 --api-key SECRET"),
 )  # fmt: skip
 @click.option("--host", help="Address to listen on; any other than loopback needs an API key.  [default: 127.0.0.1]")
 @click.option("--port", type=int, metavar="N", help="Port to listen on; 0 takes a free one.  [default: 8000]")
@@ -24,6 +24,14 @@ from modelworks.cli.options import Command, Group, Session, pass_session
 )
 @click.option(
     "--allowed-origin", "allowed_origins", metavar="URL", multiple=True, help="A web origin that may call us."
+)
+@click.option("--personas", is_flag=True, default=None, help="Also listen on 5000 and 9999 for the foreign clients.")
+@click.option("--strict-ports", is_flag=True, default=None, help="With --personas: end if one of the ports is taken.")
+@click.option(
+    "--cors-origin", type=click.Choice(["null"]), help="null: let pages opened as files call the SLM API's inference."
+)
+@click.option(
+    "--entries", metavar="DIR", type=click.Path(), help="Folder with config.json and a models package of own entries."
 )
 @click.option("--max-sequences", type=int, metavar="N", help="Requests an engine decodes together.  [default: 32]")
 @click.option("--log-level", metavar="LEVEL", help="debug, info, warning or error.  [default: info]")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 
 from fastapi import FastAPI
@@ -17,12 +17,15 @@ from modelworks.server import errors
 from modelworks.server.auth import KeyGuard
 from modelworks.server.limits import BodyGuard
 from modelworks.server.origin import HostGuard, OriginGuard, SecurityHeaders
+from modelworks.surfaces import collisions
+from modelworks.web.persona import Persona
 
 
-def create_asgi(app: App) -> FastAPI:
+def create_asgi(app: App, personas: Mapping[int, Persona] | None = None) -> FastAPI:
     """Build the application on an open workspace; its engines live as long as its lifespan.
 
-    `state.stopping` is set when the process is about to end: streams then say goodbye.
+    `state.stopping` is set when the process is about to end: streams then say goodbye. `personas` says what each port
+    plays; a port that is not named plays none of the five documents' servers.
     """
 
     @asynccontextmanager
@@ -43,7 +46,8 @@ def create_asgi(app: App) -> FastAPI:
     )
     asgi.state.services = app.services
     asgi.state.stopping = asyncio.Event()
-    for router in (system.router, jobs.router, artifacts.router, openai.router):
+    asgi.state.personas = dict(personas or {})
+    for router in (system.router, jobs.router, artifacts.router, openai.router, collisions.router):
         asgi.include_router(router)
     errors.install(asgi)
     return asgi

@@ -29,6 +29,7 @@ from modelworks.core.errors import (
 from modelworks.core.generation import QueueFull
 from modelworks.core.ids import new_id
 from modelworks.core.nouns import JsonObject
+from modelworks.surfaces.envelopes import envelope
 
 logger = logging.getLogger(__name__)
 
@@ -78,13 +79,16 @@ def status_of(error: ModelworksError) -> int:
 
 
 def error_response(error: ModelworksError, path: str, status: int | None = None) -> Response:
-    """Answer with `error` in the words of the door at `path`: OpenAI's under /v1, elsewhere RFC 9457."""
+    """Answer with `error` in the words of the door at `path`: OpenAI's, a foreign document's, else RFC 9457."""
     status = status or status_of(error)
     headers = {"Retry-After": str(error.retry_after_seconds)} if isinstance(error, Unavailable) else {}
     if isinstance(error, MissingKey):
         headers["WWW-Authenticate"] = "Bearer"
     if path == "/v1" or path.startswith("/v1/"):
         return JSONResponse(openai_error_body(error, status), status, headers)
+    foreign = envelope(error, path, status)
+    if foreign is not None:
+        return JSONResponse(foreign, status, headers)
     return JSONResponse(problem_body(error, status), status, headers, media_type="application/problem+json")
 
 

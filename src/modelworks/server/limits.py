@@ -12,9 +12,13 @@ from modelworks.server.refusal import refuse
 
 BODY_BYTES = 1 << 20
 CHAT_BYTES = 4 << 20
-CHAT_PATHS = ("/v1/chat/", "/v1/completions")
+CHAT_PATHS = ("/v1/chat/", "/v1/completions", "/api/v1/", "/api/playground/", "/slm/")
+# As large as the merging API's document's own server takes.
+MERGE_PATH, MERGE_BYTES = "/api/merge", 16 << 20
 # The routes that take files: streamed to the disk, where the free space is the limit.
-UPLOAD_PATH = "/modelworks/datasets"
+UPLOAD_PATHS = ("/modelworks/datasets", "/v1/files", "/api/upload_dataset")
+# It takes a file or, as JSON, only the name of one.
+FINETUNE_PATH = "/finetune"
 DEEPEST_JSON = 64
 # The optional end quote keeps this linear on a string that never ends.
 _STRING = re.compile(rb'"(?:[^"\\]|\\.)*+"?', re.DOTALL)
@@ -37,7 +41,7 @@ class BodyGuard:
             body = await _read(headers, receive, limit)
             if body is None:
                 return
-            if "json" in headers.get("content-type", "").lower():
+            if "json" in _content_type(scope):
                 check_depth(body)
         except ModelworksError as error:
             await refuse(error, scope, receive, send)
@@ -47,9 +51,19 @@ class BodyGuard:
 
 def limit_bytes(scope: Scope) -> int | None:
     """The most that this request may send, or None where the route itself watches over it."""
-    if scope["type"] != "http" or (scope["path"].startswith(UPLOAD_PATH) and scope["method"] in {"POST", "PUT"}):
+    if scope["type"] != "http":
         return None
+    if scope["path"].startswith(UPLOAD_PATHS) and scope["method"] in {"POST", "PUT"}:
+        return None
+    if scope["path"].startswith(FINETUNE_PATH) and _content_type(scope).startswith("multipart/"):
+        return None
+    if scope["path"] == MERGE_PATH:
+        return MERGE_BYTES
     return CHAT_BYTES if scope["path"].startswith(CHAT_PATHS) else BODY_BYTES
+
+
+def _content_type(scope: Scope) -> str:
+    return Headers(scope=scope).get("content-type", "").lower()
 
 
 def check_depth(body: bytes) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ipaddress
+import logging
+from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import Response
@@ -12,11 +14,16 @@ from modelworks.core.config import Settings
 from modelworks.core.errors import Invalid
 from modelworks.server.errors import ForeignHost, ForeignOrigin
 from modelworks.server.refusal import refuse
+from modelworks.surfaces.envelopes import is_foreign
+
+logger = logging.getLogger(__name__)
 
 LOOPBACK_HOSTS = frozenset({"localhost", "127.0.0.1", "::1"})
 WILDCARD_HOSTS = frozenset({"0.0.0.0", "::"})
 SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 PREFLIGHT_SECONDS = "600"
+# All that a page opened as a file may ever call: a hostile page in a sandboxed frame looks the same.
+FILE_PAGE_PATHS = frozenset({"/slm/generate", "/slm/info", "/slm/stream"})
 CORS_METHODS = "GET, HEAD, POST, PUT, DELETE"
 CORS_HEADERS = "Accept, Authorization, Content-Type, Idempotency-Key, Last-Event-ID, X-Api-Key"
 CORS_EXPOSED = "Location, Retry-After"
@@ -54,6 +61,7 @@ class OriginGuard:
             raise Invalid("allowed_origins: '*' lets every web page in; name each, e.g. https://app.example.com")
         self.app = app
         self.origins = frozenset(origin.rstrip("/").lower() for origin in settings.allowed_origins)
+        self.opened_to_files = FILE_PAGE_PATHS if settings.cors_origin == "null" else frozenset()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
@@ -61,15 +69,22 @@ class OriginGuard:
             return
         headers = Headers(scope=scope)
         origin = headers.get("origin")
-        allowed = origin is not None and origin.lower() in self.origins
+        allowed = origin is not None and self._is_allowed(origin.lower(), scope["path"])
         harmless = scope["type"] == "http" and scope["method"] in SAFE_METHODS
         if scope["type"] == "http" and "access-control-request-method" in headers and scope["method"] == "OPTIONS":
+            if origin is not None and not allowed:
+                _explain(origin, scope["path"])
             await self._preflight(allowed)(scope, receive, self._marked(origin, allowed, send))
         elif origin is None or allowed or harmless or _is_same(origin, headers.get("host", "")):
             await self.app(scope, receive, self._marked(origin, allowed, send))
         else:
-            error = ForeignOrigin(f"a page from {origin} may not do this; --allowed-origin {origin} allows it")
-            await refuse(error, scope, receive, send)
+            await refuse(ForeignOrigin(_explain(origin, scope["path"])), scope, receive, send)
+
+    def _is_allowed(self, origin: str, path: str) -> bool:
+        """The five documents' addresses are open to pages of this machine, whatever their port; ours are not."""
+        if origin == "null":
+            return path in self.opened_to_files
+        return origin in self.origins or (is_foreign(path) and urlsplit(origin).hostname in LOOPBACK_HOSTS)
 
     def _preflight(self, allowed: bool) -> Response:
         answer = {
@@ -107,6 +122,17 @@ class SecurityHeaders:
             await send(message)
 
         await self.app(scope, receive, marked)
+
+
+def _explain(origin: str, path: str) -> str:
+    """Say in the log, where the page's author looks, why a browser was refused; return the same for an answer."""
+    if origin == "null":
+        opened = ", ".join(sorted(FILE_PAGE_PATHS))
+        said = f"a page opened as a file may not do this; open it over http, or --cors-origin null opens {opened}"
+    else:
+        said = f"a page from {origin} may not do this; --allowed-origin {origin} allows it"
+    logger.warning("a web page was refused", extra={"path": path, "reason": said})
+    return said
 
 
 def host_of(header: str) -> str:

@@ -9,7 +9,7 @@ import signal
 import socket
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import ExitStack
 
 import uvicorn
@@ -17,12 +17,15 @@ from fastapi import FastAPI
 
 import modelworks
 from modelworks.app.presence import announce, only_server
+from modelworks.app.services import Services
 from modelworks.app.wiring import App
 from modelworks.core.config import Settings
 from modelworks.core.errors import Conflict, Invalid, Unavailable
 from modelworks.server.asgi import create_asgi
 from modelworks.server.logs import log_to_stderr
-from modelworks.server.sockets import check_exposure, listen, url_of
+from modelworks.server.personas import MISSED, open_ports, wished
+from modelworks.server.sockets import check_exposure, url_of
+from modelworks.web.persona import Persona
 
 EXIT_FAILED = 1
 EXIT_USAGE = 2
@@ -41,10 +44,17 @@ def _say(line: str) -> None:
     sys.stderr.flush()
 
 
-def serve(app: App, settings: Settings, say: Callable[[str], None] = _say) -> int:
+def serve(
+    app: App,
+    settings: Settings,
+    say: Callable[[str], None] = _say,
+    ports: Mapping[int, Persona] | None = None,
+    on_ready: Callable[[Services], Awaitable[int]] | None = None,
+) -> int:
     """Serve the workspace until SIGTERM or Ctrl-C, then close `app`; return the exit code. Blocks.
 
-    Jobs go on after it; the next server adopts them.
+    Jobs go on after it; the next server adopts them. `ports` are by default those of the settings; a result of
+    `on_ready` other than 0 ends the server with that exit code.
     """
     with ExitStack() as stack:
         stack.callback(_end_in_spite_of_threads)
@@ -52,37 +62,39 @@ def serve(app: App, settings: Settings, say: Callable[[str], None] = _say) -> in
         try:
             check_exposure(settings)
             stack.enter_context(only_server(settings))
-            sockets = listen(settings.host, settings.port)
+            opened = open_ports(settings, ports or wished(settings), say)
         except Invalid as error:
             say(f"modelworks: {error.message}")
             return EXIT_USAGE
         except (Conflict, Unavailable) as error:
             say(f"modelworks: {error.message}")
             return EXIT_CANNOT_BIND
-        for taken in sockets:
+        for taken in opened.sockets:
             stack.callback(taken.close)
         log_to_stderr(settings)
-        url = url_of(settings.host, sockets[0].getsockname()[1])
+        url = url_of(settings.host, opened.sockets[0].getsockname()[1])
 
         def ready() -> None:
             announce(settings, url)
-            say(_welcome(settings, url))
+            say(_welcome(settings, url, opened.personas))
 
         app.start_worker()
-        server = Server(create_asgi(app), ready)
+        server = Server(create_asgi(app, opened.personas), ready, on_ready)
         _keep_signals_from_killing()
         try:
-            server.run(sockets)
+            server.run(list(opened.sockets))
         except SystemExit:
             # uvicorn's word for "the lifespan did not start"; it has logged why.
             return EXIT_FAILED
-    return 0
+    return server.exit_code
 
 
 class Server(uvicorn.Server):
     """uvicorn, told when to say that it is ready and to end its streams first."""
 
-    def __init__(self, asgi: FastAPI, ready: Callable[[], None]) -> None:
+    def __init__(
+        self, asgi: FastAPI, ready: Callable[[], None], on_ready: Callable[[Services], Awaitable[int]] | None = None
+    ) -> None:
         super().__init__(
             uvicorn.Config(
                 asgi,
@@ -99,10 +111,19 @@ class Server(uvicorn.Server):
         )
         self.asgi = asgi
         self.ready = ready
+        self.on_ready = on_ready
+        self.exit_code = 0
+        self._after: asyncio.Task[None] | None = None
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
         self.ready()
+        if self.on_ready is not None:
+            self._after = asyncio.create_task(self._do_more(self.on_ready))
+
+    async def _do_more(self, on_ready: Callable[[Services], Awaitable[int]]) -> None:
+        self.exit_code = await on_ready(self.asgi.state.services)
+        self.should_exit = self.should_exit or self.exit_code != 0
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         self.asgi.state.stopping.set()
@@ -115,6 +136,11 @@ class Server(uvicorn.Server):
         gateway = self.asgi.state.services.running_gateway
         if gateway is not None:
             await gateway.close()
+
+
+def _others(personas: Mapping[int, Persona]) -> str:
+    shown = {port: MISSED[persona] for port, persona in personas.items() if persona in MISSED}
+    return "".join(f"  port {port:<6} {what}\n" for port, what in shown.items())
 
 
 def _keep_signals_from_killing() -> None:
@@ -133,14 +159,14 @@ def _end_in_spite_of_threads() -> None:
                 os._exit(0)
 
 
-def _welcome(settings: Settings, url: str) -> str:
+def _welcome(settings: Settings, url: str, personas: Mapping[int, Persona]) -> str:
     door = "needs the API key" if settings.api_key else "open to this machine"
     if settings.insecure_no_auth and settings.api_key is None:
         door = "OPEN TO EVERYBODY who can reach this address"
     return (
         f"Modelworks {modelworks.__version__} listens on {url} ({door})\n"
         f"  workspace   {settings.home}\n"
-        f"  OpenAI API  {url}/v1\n"
+        f"  OpenAI API  {url}/v1\n{_others(personas)}"
         f"  next        modelworks models ls | modelworks jobs ls | modelworks chat MODEL\n"
         f"  end         Ctrl-C; running jobs go on and are taken up by the next server"
     )

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
@@ -8,6 +10,7 @@ from starlette.routing import Route, WebSocketRoute
 from starlette.testclient import TestClient, WebSocketDenialResponse
 from starlette.websockets import WebSocket  # noqa: TC002  # as the routes do
 
+from doors import open_door
 from modelworks.core.config import Settings
 from modelworks.core.errors import Invalid
 from modelworks.server.origin import HostGuard, OriginGuard, SecurityHeaders, host_of
@@ -150,3 +153,28 @@ def test_every_answer_carries_the_security_headers_refusals_too() -> None:
 )
 def test_the_host_is_read_without_port_and_brackets(header: str, host: str) -> None:
     assert host_of(header) == host
+
+
+def test_the_five_documents_addresses_are_open_to_pages_of_this_machine(tmp_path: Path) -> None:
+    with open_door(tmp_path) as door:
+        for origin in ("http://localhost:3000", "http://127.0.0.1:1", "http://[::1]:80"):
+            answer = door.client.options(
+                "/api/merge", headers={"Origin": origin, "Access-Control-Request-Method": "POST"}
+            )
+            assert answer.headers["Access-Control-Allow-Origin"] == origin
+        for origin in ("http://localhost.evil.example", "https://evil.example", "null"):
+            answer = door.client.post("/api/merge", headers={"Origin": origin}, json={})
+            assert answer.status_code == 403
+
+
+def test_a_page_opened_as_a_file_may_infer_and_nothing_else_once_it_is_allowed(tmp_path: Path) -> None:
+    asks = {"Origin": "null", "Access-Control-Request-Method": "POST"}
+    with open_door(tmp_path / "closed") as door:
+        assert "Access-Control-Allow-Origin" not in door.client.options("/slm/generate", headers=asks).headers
+    with open_door(tmp_path / "open", cors_origin="null") as door:
+        for path in ("/slm/generate", "/slm/stream", "/slm/info"):
+            assert door.client.options(path, headers=asks).headers["Access-Control-Allow-Origin"] == "null"
+        for path in ("/slm/load", "/slm/unload", "/api/merge", "/v1/chat/completions"):
+            refused = door.client.post(path, headers={"Origin": "null"}, json={})
+            assert refused.status_code == 403
+            assert "--cors-origin null" in refused.text

@@ -1,0 +1,30 @@
+"""Starting the server as one of the five documents' programs: its ports, its persona, its flags."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Awaitable, Callable, Mapping
+
+from modelworks.app.services import Services
+from modelworks.app.wiring import open_app
+from modelworks.core.config import load_settings
+from modelworks.core.errors import ModelworksError
+from modelworks.server import run
+from modelworks.web.persona import Persona
+
+OnReady = Callable[[Services], Awaitable[int]]
+
+
+def launch(ports: Mapping[int, Persona], flags: Mapping[str, object], on_ready: OnReady | None = None) -> int:
+    """Serve on `ports`, the first of which is a must, until Ctrl-C; return the exit code. Blocks.
+
+    Args:
+        flags: settings, as the command line would give them.
+        on_ready: called once the server listens; a result other than 0 ends it with that exit code.
+    """
+    try:
+        settings = load_settings({**flags, "port": next(iter(ports))}).settings
+        return run.serve(open_app(settings), settings, ports=ports, on_ready=on_ready)
+    except ModelworksError as error:
+        sys.stderr.write(f"modelworks: {error.message}\n")
+        return run.EXIT_USAGE
