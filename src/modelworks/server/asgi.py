@@ -13,12 +13,21 @@ import modelworks
 from modelworks.api import artifacts, jobs, openai, system
 from modelworks.app.wiring import App
 from modelworks.core.config import Settings
+from modelworks.pages import routes as pages
 from modelworks.server import errors
 from modelworks.server.auth import KeyGuard
 from modelworks.server.limits import BodyGuard
 from modelworks.server.origin import HostGuard, OriginGuard, SecurityHeaders
 from modelworks.surfaces import collisions
+from modelworks.surfaces.slm import routes as slm
 from modelworks.web.persona import Persona
+
+# Our own and OpenAI's addresses, the five documents', and the pages; no two claim one address.
+ROUTERS = (
+    system.router, jobs.router, artifacts.router, openai.router,
+    collisions.router, slm.router,
+    pages.router,
+)  # fmt: skip
 
 
 def create_asgi(app: App, personas: Mapping[int, Persona] | None = None) -> FastAPI:
@@ -47,7 +56,7 @@ def create_asgi(app: App, personas: Mapping[int, Persona] | None = None) -> Fast
     asgi.state.services = app.services
     asgi.state.stopping = asyncio.Event()
     asgi.state.personas = dict(personas or {})
-    for router in (system.router, jobs.router, artifacts.router, openai.router, collisions.router):
+    for router in ROUTERS:
         asgi.include_router(router)
     errors.install(asgi)
     return asgi
