@@ -31,7 +31,7 @@ def list_plugins() -> dict[str, list[PluginInfo]]:
         "strategies": [_info(each.name, each.build, each.params) for each in strategies().values()],
         "methods": [
             _info(
-                each.name, each.combine, each.params_type,
+                each.name, each.params_type, each.params_type,
                 needs_base=each.needs_base, takes_weights=each.takes_weights, paper=each.paper,
             )
             for each in methods().values()

@@ -17,6 +17,7 @@ def write_card(folder: Path, name: str, plan: Plan, parents: Sequence[Parent], r
     front = {"base_model": [parent.name for parent in parents], "library_name": "transformers", "tags": ["merge"]}
     method = plan.method
     paper = f" ([{method.paper}](https://arxiv.org/abs/{method.paper.removeprefix('arXiv:')}))" if method.paper else ""
+    how = {"float32": "float32\nand rounded once", "bfloat16": "bfloat16\nand rounded at every step"}[method.precision]
     merged = sum(step.merged for step in plan.steps)
     weights = [f"{weight:g}" for weight in plan.weights]
     lines = [
@@ -26,8 +27,8 @@ def write_card(folder: Path, name: str, plan: Plan, parents: Sequence[Parent], r
         "",
         f"# {name}",
         "",
-        f"Merged with Modelworks by `{method.name}`{paper}: {merged} of {len(plan.steps)} tensors, computed in float32",
-        "and rounded once. Tokenizer, chat template and generation settings come from the first model below.",
+        f"Merged with Modelworks by `{method.name}`{paper}: {merged} of {len(plan.steps)} tensors, computed in {how}.",
+        "Tokenizer, chat template and generation settings come from the first model below.",
         "",
         "| role | kind | name | weight | sha256 |",
         "|---|---|---|---|---|",

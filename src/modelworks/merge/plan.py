@@ -12,7 +12,7 @@ from modelworks.core.registry import nearest
 from modelworks.core.spec import parse_spec
 from modelworks.merge.lora import BLOCK_ROWS, LowRank, find_changes
 from modelworks.merge.method import Method, Params, methods
-from modelworks.merge.spec import MergeSpec
+from modelworks.merge.spec import MergeSpec, OutputDtype
 from modelworks.weights.reader import Checkpoint, TensorInfo
 from modelworks.weights.safety import read_object
 from modelworks.weights.writer import Planned
@@ -53,6 +53,8 @@ class Plan:
     base: Model
     experts: tuple[Expert, ...]
     steps: tuple[Step, ...]
+    # Of the result; None: as the base.
+    dtype: OutputDtype | None
 
 
 def check(spec: MergeSpec, inputs: Mapping[str, AnyArtifact]) -> None:
@@ -75,13 +77,17 @@ def make_plan(spec: MergeSpec, inputs: Mapping[str, AnyArtifact]) -> Plan:
     base = _base(spec, inputs, method, problems)
     if base is None or method is None or params is None:
         raise _refusal(problems)
-    tensors = _tensors(base, problems)
+    tensors = _tensors(base, method, problems)
     experts = [_expert(name, inputs[name], base, tensors, problems) for name in spec.models]
-    steps = _steps(spec, tensors, problems)
+    # A method that rounds everything to bfloat16 has no more to give.
+    dtype = spec.dtype if method.precision == "float32" else "bfloat16"
+    if spec.dtype not in {None, dtype}:
+        problems.append(Problem("dtype", f"{method.name} gives bfloat16", "leave it out, or choose another method"))
+    steps = _steps(spec, dtype, tensors, problems)
     if problems:
         raise _refusal(problems)
     found = tuple(expert for expert in experts if expert is not None)
-    return Plan(method, params, spec.weights or (1.0,) * len(found), base, found, steps)
+    return Plan(method, params, spec.weights or (1.0,) * len(found), base, found, steps, dtype)
 
 
 def spans(shape: Sequence[int], chunk_elements: int) -> Iterator[tuple[int, int]]:
@@ -112,6 +118,9 @@ def _method(spec: MergeSpec, problems: list[Problem]) -> tuple[Method[Any] | Non
         params = parse_spec(method.params_type, spec.params)
     except Invalid as error:
         problems += [Problem(f"params.{found.where}", found.what, found.remedy) for found in error.problems]
+    else:
+        found = method.check(params, len(spec.models))
+        problems += [Problem(f"params.{problem.where}", problem.what, problem.remedy) for problem in found]
     if spec.weights is not None and not method.takes_weights:
         problems.append(Problem("weights", f"{method.name} takes none", "leave them out, or use task_arithmetic"))
     elif spec.weights is not None and len(spec.weights) != len(spec.models):
@@ -137,10 +146,13 @@ def _base(
     return None
 
 
-def _tensors(base: Model, problems: list[Problem]) -> Mapping[str, TensorInfo]:
+def _tensors(base: Model, method: Method[Any], problems: list[Problem]) -> Mapping[str, TensorInfo]:
     _check_quantised(base, problems)
     with Checkpoint.open(base.path) as checkpoint:
-        return checkpoint.tensors
+        found = checkpoint.tensors
+    # merging-eval counts parameters, and a head that repeats the embedding is none.
+    skips_head = method.precision == "bfloat16" and _config(base)["tied"]
+    return {name: info for name, info in found.items() if name != _HEAD} if skips_head else found
 
 
 def _check_quantised(model: Model, problems: list[Problem]) -> None:
@@ -224,12 +236,14 @@ def _config(model: Model) -> dict[str, object]:
     }
 
 
-def _steps(spec: MergeSpec, tensors: Mapping[str, TensorInfo], problems: list[Problem]) -> tuple[Step, ...]:
+def _steps(
+    spec: MergeSpec, wanted: OutputDtype | None, tensors: Mapping[str, TensorInfo], problems: list[Problem]
+) -> tuple[Step, ...]:
     excluded = _excluded(spec.exclude_param_names_regex, tensors, problems)
     steps = []
     for info in sorted(tensors.values(), key=lambda info: (info.file, info.start)):
         merged = info.dtype in MERGEABLE and info.name not in excluded
-        dtype = _DTYPES[spec.dtype] if spec.dtype and info.dtype in MERGEABLE else info.dtype
+        dtype = _DTYPES[wanted] if wanted and info.dtype in MERGEABLE else info.dtype
         steps.append(Step(info, Planned(info.name, dtype, info.shape), merged))
     return tuple(steps)
 
@@ -247,7 +261,8 @@ def _excluded(patterns: Sequence[str], tensors: Mapping[str, TensorInfo], proble
             problems.append(Problem("exclude_param_names_regex", f"{pattern!r}: {error}"))
             continue
         matched = {name for name in tensors if compiled.match(name)}
-        if not matched:
+        # A head tied to the embedding is in no file, but may well be named.
+        if not matched and not compiled.match(_HEAD):
             remedy = "patterns match from the start of the name; begin with .* to match anywhere"
             problems.append(Problem("exclude_param_names_regex", f"{pattern!r} matches no tensor", remedy))
         excluded |= matched

@@ -16,12 +16,13 @@ from modelworks.core.context import JobContext
 from modelworks.core.errors import Invalid
 from modelworks.core.nouns import ArtifactKind, Draft, JsonObject, Parent
 from modelworks.merge.card import write_card
-from modelworks.merge.lora import LowRankReader
-from modelworks.merge.plan import Expert, Plan, Step, make_plan, spans
+from modelworks.merge.method import Combine
+from modelworks.merge.pieces import Pieces
+from modelworks.merge.plan import Expert, Plan, Step, make_plan
 from modelworks.merge.spec import MergeSpec
 from modelworks.weights.layout import inspect_model
 from modelworks.weights.loading import choose_device
-from modelworks.weights.reader import DTYPES, INDEX, Checkpoint
+from modelworks.weights.reader import DTYPES, INDEX
 from modelworks.weights.safety import read_object
 from modelworks.weights.writer import CheckpointWriter
 
@@ -45,9 +46,9 @@ def run(spec: MergeSpec, job: JobContext, chunk_elements: int = CHUNK_ELEMENTS) 
     folder = job.stage("model")
     with ExitStack() as stack:
         stack.enter_context(_one_thread())
-        merger = _Merger(plan, choose_device(spec.device), chunk_elements, stack)
+        merger = _Merger(plan, Pieces(plan, job, choose_device(spec.device), chunk_elements, stack))
         merger.write(folder, job)
-    _copy_companions(plan.base.path, folder, spec.dtype)
+    _copy_companions(plan.base.path, folder, plan.dtype)
     parents = _parents(spec, plan)
     name = spec.published_name
     recipe: JsonObject = {"kind": "merge", "spec": spec.model_dump(mode="json")}
@@ -78,71 +79,42 @@ def run(spec: MergeSpec, job: JobContext, chunk_elements: int = CHUNK_ELEMENTS) 
 
 
 class _Merger:
-    """Everything opened for one merge, and what is learnt on the way."""
+    """One merge, and what is learnt on the way."""
 
-    def __init__(self, plan: Plan, device: str, chunk_elements: int, stack: ExitStack) -> None:
+    def __init__(self, plan: Plan, pieces: Pieces) -> None:
         import torch
 
         self.plan = plan
-        self.device = device
-        self.chunk_elements = chunk_elements
-        self.base = stack.enter_context(Checkpoint.open(plan.base.path))
-        self.readers: list[Checkpoint | LowRankReader] = []
-        for expert in plan.experts:
-            checkpoint = stack.enter_context(Checkpoint.open(expert.artifact.path))
-            self.readers.append(checkpoint if expert.changes is None else LowRankReader(checkpoint, expert.changes))
+        self.pieces = pieces
         count = len(plan.experts)
         self.products = torch.zeros(count, count, dtype=torch.float64)  # d_i . d_j over all merged elements
 
     def write(self, folder: Path, job: JobContext) -> None:
         total = sum(step.output.size_bytes for step in self.plan.steps)
         done = 0
+        combine = self.plan.method.begin(self.pieces, self.plan.weights, self.plan.params)
         with CheckpointWriter(folder, [step.output for step in self.plan.steps]) as writer:
             for step in self.plan.steps:
-                for start, stop in spans(step.source.shape, self.chunk_elements):
-                    job.check()
-                    writer.write(step.source.name, self._piece(step, start, stop), start)
+                for start, stop in self.pieces.spans(step):
+                    writer.write(step.source.name, self._piece(step, start, stop, combine), start)
                 done += step.output.size_bytes
                 job.progress(done, total, "bytes", stage="merging", tensor=step.source.name)
 
-    def _piece(self, step: Step, start: int, stop: int) -> Tensor:
+    def _piece(self, step: Step, start: int, stop: int, combine: Combine) -> Tensor:
         import torch
 
         name = step.source.name
         dtype = getattr(torch, DTYPES[step.output.dtype][0])
-        stored = self.base.read(name, start, stop)
         if not step.merged:
-            return stored.to(dtype)
-        base = stored.to(self.device).float()
-        deltas, tensors = self._gather(name, start, stop, base)
+            return self.pieces.stored(name, start, stop).to(dtype)
+        piece = self.pieces.read(name, start, stop)
+        deltas = piece.deltas.float()
         self.products += (deltas @ deltas.T).double().cpu()
-        combined = self.plan.method.combine(
-            deltas if self.plan.method.space == "delta" else tensors, self.plan.weights, self.plan.params
-        )
-        merged = base + combined if self.plan.method.space == "delta" else combined
+        combined = combine(piece)
+        merged = piece.base + combined if self.plan.method.space == "delta" else combined
         result: Tensor = merged.to(dtype).cpu()
         _check_finite(result, name, start)
         return result
-
-    def _gather(self, name: str, start: int, stop: int, base: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the models' differences from the base, and their values where the method wants those: (M, N) each."""
-        import torch
-
-        wants_values = self.plan.method.space == "weights"
-        deltas = torch.empty(len(self.readers), stop - start, device=self.device)
-        tensors = torch.empty_like(deltas) if wants_values else deltas
-        for row, (expert, reader) in enumerate(zip(self.plan.experts, self.readers, strict=True)):
-            if isinstance(reader, LowRankReader):
-                change = reader.read(name, start, stop)
-                deltas[row] = 0.0 if change is None else change.to(self.device)
-                if wants_values:
-                    torch.add(base, deltas[row], out=tensors[row])
-            else:
-                values = reader.read(expert.names[name], start, stop).to(self.device)
-                if wants_values:
-                    tensors[row] = values
-                torch.sub(values.float(), base, out=deltas[row])
-        return deltas, tensors
 
     def task_vectors(self) -> tuple[dict[str, float], dict[str, float]]:
         """Return the length of every task vector, and the cosine of every two."""
