@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import re
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from modelworks.core import clock
 from modelworks.core.config import Settings
@@ -26,8 +26,12 @@ if TYPE_CHECKING:
     from modelworks.data.preview import Preview
     from modelworks.data.spec import ImportSpec
 
-Shelf = Literal["models", "datasets"]
-ON_MODELS_SHELF = (ArtifactKind.MODEL, ArtifactKind.ADAPTER)
+Shelf = Literal["models", "datasets", "files"]
+ON_SHELF: Mapping[Shelf, tuple[ArtifactKind, ...]] = {
+    "models": (ArtifactKind.MODEL, ArtifactKind.ADAPTER),
+    "datasets": (ArtifactKind.DATASET,),
+    "files": (ArtifactKind.FILE,),
+}
 
 
 HUB_NAME = re.compile(f"{NAME_PATTERN}/{NAME_PATTERN}")
@@ -82,8 +86,8 @@ class Catalog:
 
     def model(self, name: str) -> Model | Adapter:
         found = self.resolve("models", name)
-        if isinstance(found, Dataset):
-            raise NotFound(f"{name!r} is a dataset, not a model")
+        if not isinstance(found, Model | Adapter):
+            raise NotFound(f"{name!r} is a {found.kind}, not a model")
         return found
 
     def dataset(self, name: str) -> Dataset:
@@ -114,11 +118,10 @@ class Catalog:
         raise NotFound(f"{adapter.name} needs its base {adapter.base_name}, which is not here; pull or add it")
 
     def on_shelf(self, shelf: Shelf) -> list[AnyArtifact]:
-        kinds = ON_MODELS_SHELF if shelf == "models" else (ArtifactKind.DATASET,)
-        return catalog.list_artifacts(self.database, self.settings.home, kinds)
+        return catalog.list_artifacts(self.database, self.settings.home, ON_SHELF[shelf])
 
     def servable(self) -> list[Model | Adapter]:
-        return [found for found in self.on_shelf("models") if not isinstance(found, Dataset)]
+        return [found for found in self.on_shelf("models") if isinstance(found, Model | Adapter)]
 
     def check_free(self, shelf: Shelf, name: str, *, replace: bool) -> None:
         """Raises Conflict when `name` is in use and may not be taken over, Invalid when it is no name."""
@@ -141,9 +144,9 @@ class Catalog:
         self.check_free("datasets", name, replace=spec.replace)
         files.check_space(self.settings.home, 2 * source.stat().st_size)
         recipe: JsonObject = {"source": source.name} | spec.model_dump(mode="json")
-        with self._staging() as folder:
+        with self.staging() as folder:
             report = import_file(source, folder, spec)
-            dataset = self._settle(folder, ArtifactKind.DATASET, name, report.facts(), recipe, replace=spec.replace)
+            dataset = self.settle(folder, ArtifactKind.DATASET, name, report.facts(), recipe, replace=spec.replace)
         if not isinstance(dataset, Dataset):
             raise TypeError(f"{dataset.kind}")
         return dataset, report
@@ -170,10 +173,10 @@ class Catalog:
         check_folder(source)
         kind, facts = self._inspect(source, base)
         files.check_space(self.settings.home, sum(file.stat().st_size for file in source.rglob("*") if file.is_file()))
-        with self._staging() as folder:
+        with self.staging() as folder:
             shutil.copytree(source, folder, dirs_exist_ok=True)
-            made = self._settle(folder, kind, name, facts, {"source": str(source)}, replace=replace)
-        if isinstance(made, Dataset):
+            made = self.settle(folder, kind, name, facts, {"source": str(source)}, replace=replace)
+        if not isinstance(made, Model | Adapter):
             raise TypeError(f"{made.kind}")
         return made
 
@@ -278,9 +281,21 @@ class Catalog:
             raise Invalid(f"{folder}: its base {base.name} is not a full model")
         return ArtifactKind.ADAPTER, facts | {"base": base.id, "base_name": base.name, "base_digest": base.digest}
 
-    def _settle(
-        self, staged: Path, kind: ArtifactKind, name: str, facts: JsonObject, recipe: JsonObject, *, replace: bool
+    def settle(
+        self,
+        staged: Path,
+        kind: ArtifactKind,
+        name: str,
+        facts: Mapping[str, Any],
+        recipe: JsonObject,
+        *,
+        replace: bool = False,
     ) -> AnyArtifact:
+        """Publish a staged folder; `facts` are fields of the artifact that its files do not say.
+
+        Raises:
+            Conflict: the name is taken and `replace` is not set.
+        """
         listed = list_files(staged)
         files.sync_tree(staged)
         place = files.place_of(self.settings.home, kind, digest_of(listed))
@@ -290,17 +305,18 @@ class Catalog:
         return catalog.add(self.database, publication)
 
     def _describe(
-        self, folder: Path, kind: ArtifactKind, name: str, facts: JsonObject, recipe: JsonObject
+        self, folder: Path, kind: ArtifactKind, name: str, facts: Mapping[str, Any], recipe: JsonObject
     ) -> AnyArtifact:
         listed = list_files(folder)
         body = {
             "id": new_id(), "kind": kind, "name": name, "digest": digest_of(listed), "path": folder, "files": listed,
             "size_bytes": sum(file.size_bytes for file in listed), "recipe": recipe, "created_at": clock.now(),
         }  # fmt: skip
-        return catalog.codec().validate_python(body | facts)
+        return catalog.codec().validate_python(body | dict(facts))
 
     @contextmanager
-    def _staging(self) -> Iterator[Path]:
+    def staging(self) -> Iterator[Path]:
+        """Have a private folder on the workspace's disk for as long as the block lasts."""
         folder = self.settings.home / "staging" / new_id()
         folder.mkdir(parents=True)
         try:

@@ -10,7 +10,10 @@ import uuid
 from modelworks.core.errors import Invalid
 
 NAME_PATTERN = r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}"
-_NAME = re.compile(rf"{NAME_PATTERN}(/{NAME_PATTERN})?")
+# ft:BASE:WHOSE:SUFFIX:ID, as the OpenAI API names what was fine-tuned; the suffix may be empty.
+_TUNED = rf"ft:{NAME_PATTERN}(/{NAME_PATTERN})?:{NAME_PATTERN}:({NAME_PATTERN})?:{NAME_PATTERN}"
+_NAME = re.compile(rf"{NAME_PATTERN}(/{NAME_PATTERN})?|{_TUNED}")
+_PART = re.compile("[/:]")
 _DEVICE_NAMES = {"con", "prn", "aux", "nul", *(f"com{i}" for i in range(1, 10)), *(f"lpt{i}" for i in range(1, 10))}
 
 
@@ -24,12 +27,12 @@ def new_id() -> str:
 
 
 def check_name(name: str) -> str:
-    """Return `name` if it is NAME or ORG/NAME in our grammar.
+    """Return `name` if it is NAME, ORG/NAME or ft:BASE:WHOSE:SUFFIX:ID in our grammar.
 
     Raises:
         Invalid: naming what is wrong and what is allowed.
     """
-    parts = name.split("/")
+    parts = _PART.split(name)
     if not _NAME.fullmatch(name) or ".." in name or any(p.split(".")[0].lower() in _DEVICE_NAMES for p in parts):
         raise Invalid(
             f"{name!r} is not a name; use letters, digits, '.', '_' and '-', beginning with a letter or digit, "

@@ -19,6 +19,7 @@ class ArtifactKind(StrEnum):
     DATASET = "dataset"
     MODEL = "model"
     ADAPTER = "adapter"
+    FILE = "file"
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +106,24 @@ class Adapter(Artifact):
     parameters: int
 
 
-AnyArtifact: TypeAlias = Dataset | Model | Adapter
+@dataclass(frozen=True, kw_only=True)
+class File(Artifact):
+    """One file as it was sent or made, kept for the OpenAI API; its name there is its name here."""
+
+    kind: Literal[ArtifactKind.FILE] = ArtifactKind.FILE
+    filename: str
+    purpose: str
+    # Why its rows cannot be learned.
+    problem: str | None = None
+    # In seconds since 1970.
+    expires_at: int | None = None
+
+    @property
+    def place(self) -> Path:
+        return self.path / self.files[0].path
+
+
+AnyArtifact: TypeAlias = Dataset | Model | Adapter | File
 
 
 @dataclass(frozen=True, kw_only=True)

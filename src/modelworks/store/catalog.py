@@ -130,6 +130,13 @@ def remove(database: Database, artifact_id: str) -> bool:
         return connection.execute(others).first() is None
 
 
+def has_made(database: Database, job_id: str, kind: ArtifactKind) -> bool:
+    """Whether a job ever had an artifact of a kind, removed or not."""
+    query = select(artifacts.c.id).where(artifacts.c.job_id == job_id, artifacts.c.kind == kind.value)
+    with database.read() as connection:
+        return connection.execute(query).first() is not None
+
+
 def paths_in_use(database: Database) -> set[str]:
     """The folders, relative to the workspace, that some artifact lies in."""
     with database.read() as connection:
@@ -137,7 +144,7 @@ def paths_in_use(database: Database) -> set[str]:
 
 
 def shelf_of(kind: ArtifactKind) -> str:
-    return "datasets" if kind is ArtifactKind.DATASET else "models"
+    return {ArtifactKind.DATASET: "datasets", ArtifactKind.FILE: "files"}.get(kind, "models")
 
 
 @cache

@@ -56,14 +56,14 @@ def read(database: Database, job_id: str, after: int = 0, limit: int = PAGE) -> 
     return [_event(row) for row in rows]
 
 
-def newest(database: Database, job_id: str, types: Sequence[EventType], limit: int) -> list[Event]:
-    """Return the last `limit` events of some types, in order."""
-    query = (
-        select(events)
-        .where(events.c.job_id == job_id, events.c.type.in_([type_.value for type_ in types]))
-        .order_by(events.c.seq.desc())
-        .limit(limit)
-    )
+def newest(
+    database: Database, job_id: str, types: Sequence[EventType], limit: int, before: int | None = None
+) -> list[Event]:
+    """Return the last `limit` events of some types, or of those numbered below `before`, in order."""
+    chosen = select(events).where(events.c.job_id == job_id, events.c.type.in_([type_.value for type_ in types]))
+    if before is not None:
+        chosen = chosen.where(events.c.seq < before)
+    query = chosen.order_by(events.c.seq.desc()).limit(limit)
     with database.read() as connection:
         rows = connection.execute(query).mappings().all()
     return [_event(row) for row in reversed(rows)]

@@ -14,7 +14,10 @@ from pathlib import Path
 from modelworks.core.errors import OutOfSpace
 from modelworks.core.nouns import ArtifactKind
 
-SHELVES = {ArtifactKind.DATASET: "datasets", ArtifactKind.MODEL: "models", ArtifactKind.ADAPTER: "adapters"}
+SHELVES = {
+    ArtifactKind.DATASET: "datasets", ArtifactKind.MODEL: "models", ArtifactKind.ADAPTER: "adapters",
+    ArtifactKind.FILE: "files",
+}  # fmt: skip
 # Below this the machine itself suffers; nothing new is started.
 LEAST_FREE_BYTES = 2 << 30
 

@@ -26,6 +26,12 @@ HOSTILE = [
     "a b",
     "é",
     "x" * 129,
+    "ft:base",
+    "ft:a/b/c:org:s:1",
+    "ft:../x:org:s:1",
+    "ft:base:org:nul.txt:1",
+    "a:b",
+    "gt:base:org:s:1",
 ]
 
 
@@ -35,7 +41,7 @@ def test_a_hostile_name_is_refused(name: str) -> None:
         check_name(name)
 
 
-@pytest.mark.parametrize("name", ["a", "ORG/NAME", "SmolLM2-135M_v1.0", "x" * 128])
+@pytest.mark.parametrize("name", ["a", "ORG/NAME", "SmolLM2-135M_v1.0", "x" * 128, "ft:o/b:org:s:1a", "ft:b:org::1a"])
 def test_a_usual_name_is_accepted(name: str) -> None:
     assert check_name(name) == name
 
