@@ -3,6 +3,6 @@
 from __future__ import annotations
 
 from modelworks.data.preview import Preview
-from modelworks.serve.gateway import DeploymentStatus
+from modelworks.serve.deployment import DeploymentStatus
 
 __all__ = ["DeploymentStatus", "Preview"]

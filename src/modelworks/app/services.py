@@ -17,6 +17,7 @@ from modelworks.core.nouns import Adapter, AnyArtifact, Event, EventType, Job, J
 from modelworks.core.spec import Spec, parse_spec
 from modelworks.core.states import JobState
 from modelworks.jobs.folder import JobFolder
+from modelworks.serve.entries import Entry
 from modelworks.serve.gateway import Gateway
 from modelworks.store import catalog as shelf_queries
 from modelworks.store import events, files
@@ -34,6 +35,8 @@ class Services:
     database: Database
     catalog: Catalog
     feed: Feed = field(default_factory=Feed)
+    # The operator's own models, by name.
+    entries: Mapping[str, Entry] = field(default_factory=dict)
     # Set by whoever runs an event loop: the server, or a chat in the terminal.
     running_gateway: Gateway | None = None
 
@@ -45,6 +48,9 @@ class Services:
 
     def servable(self) -> list[Model | Adapter]:
         return self.catalog.servable()
+
+    def servable_entries(self) -> list[Entry]:
+        return list(self.entries.values())
 
     def submit(
         self,

@@ -10,10 +10,11 @@ from dataclasses import dataclass
 from modelworks.app.catalog import Catalog
 from modelworks.app.services import Services
 from modelworks.app.training_log import TrainingFiles
-from modelworks.core.config import Settings, child_environment
+from modelworks.core.config import Settings, child_environment, count_gpus
 from modelworks.core.registry import choose, find_plugins
 from modelworks.jobs.executor import ExecutorKind
 from modelworks.jobs.worker import Worker, WorkerSettings
+from modelworks.serve.entries import read_entries
 from modelworks.serve.gateway import Gateway, GatewaySettings
 from modelworks.store.database import open_database
 
@@ -40,8 +41,10 @@ class App:
             environment=child_environment(settings),
             max_sequences=settings.max_sequences,
             max_queued=settings.max_queued_requests,
+            # A GPU that the driver does not list can be told by its slot.
+            gpus=max(count_gpus(), settings.slots.get("gpu", 0)),
         )
-        gateway = Gateway(resolve=catalog.model, base_of=catalog.base_of, settings=how)
+        gateway = Gateway(resolve=catalog.model, base_of=catalog.base_of, settings=how, entries=self.services.entries)
         self.services.running_gateway = gateway
         try:
             yield gateway
@@ -57,8 +60,9 @@ class App:
 def open_app(settings: Settings) -> App:
     """Open the workspace, making it where there is none."""
     settings.home.mkdir(parents=True, exist_ok=True, mode=0o700)
+    entries = read_entries(settings.entries, settings.batch_size) if settings.entries else {}
     database = open_database(settings.database)
-    services = Services(settings, database, Catalog(settings, database))
+    services = Services(settings, database, Catalog(settings, database), entries=entries)
     training_files = TrainingFiles(services)
 
     def notify(job_id: str) -> None:

@@ -11,6 +11,7 @@ import socket
 import sys
 from collections import deque
 from collections.abc import AsyncGenerator
+from contextlib import suppress
 from pathlib import Path
 
 import orjson
@@ -55,11 +56,12 @@ class ChildEngine:
         self._boxes: dict[str, _Mailbox] = {"": _Mailbox()}
         self._ended = asyncio.Event()
         self._end = ""
-        self._reading: asyncio.Task[None] | None = None
+        self._stopping = False
+        self._tasks: tuple[asyncio.Task[None], ...] = ()
 
     @classmethod
-    async def start(cls, spec: EngineSpec, place: Place) -> ChildEngine:
-        """Start the process and wait until the model is loaded.
+    async def start(cls, spec: EngineSpec, place: Place, module: str = "modelworks.serve.process") -> ChildEngine:
+        """Start the process, which runs `module`, and wait until the model is loaded.
 
         Raises:
             ModelworksError: what the engine said: Unsupported, Invalid ..., or EngineFailed if it died.
@@ -69,13 +71,13 @@ class ChildEngine:
         place.log_path.parent.mkdir(parents=True, exist_ok=True)
         with theirs, place.log_path.open("ab") as log:
             process = await asyncio.create_subprocess_exec(
-                sys.executable, "-m", "modelworks.serve.process", *arguments,
+                sys.executable, "-m", module, *arguments,
                 stdin=asyncio.subprocess.DEVNULL, stdout=log, stderr=log, env=dict(place.environment),
                 pass_fds=(theirs.fileno(),), start_new_session=True,
             )  # fmt: skip
         reader, writer = await asyncio.open_unix_connection(sock=ours, limit=wire.MAX_LINE_BYTES)
         engine = cls(process, writer, place.log_path)
-        engine._reading = asyncio.create_task(engine._read(reader))
+        engine._tasks = (asyncio.create_task(engine._read(reader)), asyncio.create_task(engine._reap()))
         try:
             report = await engine._boxes[""].get()
             if isinstance(report, Failed):
@@ -122,15 +124,15 @@ class ChildEngine:
         return self._end
 
     async def stop(self) -> None:
-        """End the process: its socket first, then its whole group."""
-        self._writer.close()
+        """End the process: no more orders, then its whole group."""
+        if not self._stopping and not self._writer.is_closing():
+            self._writer.write_eof()
+        self._stopping = True
         try:
             await asyncio.wait_for(self._process.wait(), STOP_SECONDS)
         except TimeoutError:
             self._kill()
-            await self._process.wait()
-        if self._reading is not None:
-            await self._reading
+        await asyncio.gather(*self._tasks)
 
     async def _ask(self, order: wire.AddAdapter | wire.RemoveAdapter | wire.AskStats) -> wire.Report:
         box = self._open(order.id)
@@ -151,7 +153,7 @@ class ChildEngine:
         return box
 
     def _send(self, order: wire.Order) -> None:
-        if not self._ended.is_set() and not self._writer.is_closing():
+        if not self._ended.is_set() and not self._stopping and not self._writer.is_closing():
             self._writer.write(wire.write_order(order))
 
     async def _read(self, reader: asyncio.StreamReader) -> None:
@@ -165,9 +167,15 @@ class ChildEngine:
         finally:
             await self._note_end()
 
+    async def _reap(self) -> None:
+        # What the process started and left behind would keep its memory, and the socket open.
+        await self._process.wait()
+        self._kill()
+
     async def _note_end(self) -> None:
         # Without its socket the process can do nothing; it may be gone already.
-        self._kill()
+        if self._process.returncode is None:
+            self._kill()
         code = await self._process.wait()
         self._writer.close()
         self._end = (
@@ -178,11 +186,8 @@ class ChildEngine:
             box.put(Failed(EngineFailed.code, self._end))
 
     def _kill(self) -> None:
-        if self._process.returncode is None:
-            try:
-                os.killpg(self._process.pid, signal.SIGKILL)
-            except ProcessLookupError:
-                return
+        with suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGKILL)
 
     def _last_words(self) -> str:
         try:

@@ -5,73 +5,42 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 from collections.abc import AsyncGenerator, Callable, Mapping
-from contextlib import aclosing, suppress
-from dataclasses import dataclass, field
+from contextlib import aclosing
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeAlias
 
 from modelworks.core import clock
-from modelworks.core.errors import Unavailable
+from modelworks.core.errors import Invalid, NotFound, Unavailable
 from modelworks.core.generation import EngineEvent, Failed, GenerateRequest, QueueFull
 from modelworks.core.ids import new_id
 from modelworks.core.nouns import Adapter, Deployment, Model
 from modelworks.core.registry import choose, find_plugins
 from modelworks.core.states import DeploymentState
-from modelworks.serve.engine import EngineKind, EngineSpec, EngineStats, Place, error_of
+from modelworks.serve.deployment import Deployed, DeploymentStatus
+from modelworks.serve.engine import EngineKind, EngineSpec, Place, error_of
+from modelworks.serve.entries import Entry
+from modelworks.serve.placement import choose_device
 from modelworks.serve.supervisor import Replica
 
 DRAIN_SECONDS = 30.0
+MAX_REPLICAS = 64
+Servable: TypeAlias = Model | Entry
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GatewaySettings:
-    """How engines are run. `folder` gets their logs; `environment` is all they see of ours."""
+    """How engines are run. `folder` gets their logs; `environment` is all they see of ours; `gpus` there are."""
 
     folder: Path
     environment: Mapping[str, str]
     engine: str = "native"
     device: str = "auto"
+    gpus: int = 0
     dtype: str | None = None
     max_sequences: int = 32
     max_queued: int = 256
     threads: int | None = None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DeploymentStatus:
-    """A deployment as it is now. `adapters` are names; `stats` of each replica that answers."""
-
-    deployment: Deployment
-    state: DeploymentState
-    adapters: tuple[str, ...]
-    outstanding: int
-    restarts: int
-    pids: tuple[int, ...]
-    error: str | None
-    stats: tuple[EngineStats, ...] = ()
-
-
-@dataclass(eq=False)
-class _Served:
-    """One base model with its replicas, and the adapters that were asked for, by artifact id."""
-
-    deployment: Deployment
-    model: Model
-    replicas: list[Replica]
-    adapters: dict[str, Adapter] = field(default_factory=dict)
-    draining: bool = False
-    idle: asyncio.Event = field(default_factory=asyncio.Event)
-
-    @property
-    def outstanding(self) -> int:
-        return sum(replica.outstanding for replica in self.replicas)
-
-    @property
-    def state(self) -> DeploymentState:
-        if self.draining:
-            return DeploymentState.DRAINING
-        states = {replica.state for replica in self.replicas}
-        order = (DeploymentState.READY, DeploymentState.STARTING, DeploymentState.WANTED)
-        return next((state for state in order if state in states), DeploymentState.FAILED)
 
 
 class Gateway:
@@ -80,6 +49,7 @@ class Gateway:
     Args:
         resolve: a name to what it means; raises NotFound. May block.
         base_of: the base model of an adapter. May block.
+        entries: models of the operator's own, by name; they come before what `resolve` knows.
     """
 
     def __init__(
@@ -88,10 +58,13 @@ class Gateway:
         resolve: Callable[[str], Model | Adapter],
         base_of: Callable[[Adapter], Model],
         settings: GatewaySettings,
+        entries: Mapping[str, Entry] | None = None,
     ) -> None:
         self._resolve, self._base_of, self._settings = resolve, base_of, settings
-        self._kind = choose(find_plugins("modelworks.serve.engines", EngineKind), settings.engine, "engine")
-        self._served: dict[str, _Served] = {}
+        self._entries = entries or {}
+        self._kinds = find_plugins("modelworks.serve.engines", EngineKind)
+        choose(self._kinds, settings.engine, "engine")
+        self._deployed: dict[str, Deployed] = {}
         self._closed = False
 
     async def generate(self, request: GenerateRequest) -> AsyncGenerator[EngineEvent, None]:
@@ -105,127 +78,155 @@ class Gateway:
             QueueFull: too many wait already.
             EngineFailed: the engine died under it.
         """
-        model, adapter = await self._find(request.model)
-        served = self._deploy(model)
-        if served.draining:
-            raise Unavailable(f"{request.model} is being unloaded; ask again in a moment")
-        replica = min(served.replicas, key=lambda replica: replica.outstanding)
-        limit = (self._settings.max_sequences + self._settings.max_queued) * len(served.replicas)
-        if served.outstanding >= limit:
-            raise QueueFull(f"{served.outstanding} requests wait for {model.name}, the most allowed; ask again later")
-        replica.outstanding += 1
-        try:
-            engine = await replica.engine_with(adapter)
-            if adapter is not None:
-                served.adapters[adapter.id] = adapter
-            async with aclosing(engine.generate(request, adapter.id if adapter else None)) as events:
-                async for event in events:
-                    if isinstance(event, Failed):
-                        raise error_of(event.code, event.message)
-                    yield event
-        finally:
-            replica.outstanding -= 1
-            if served.outstanding == 0:
-                served.idle.set()
+        target, adapter = await self._find(request.model)
+        deployed = self._deploy(target)
+        if deployed.open.count >= deployed.limit:
+            raise QueueFull(f"{deployed.open.count} requests wait for {target.name}, the most allowed; ask again later")
+        with deployed.open:
+            replica = await deployed.choose()
+            with replica.open:
+                engine = await replica.engine_with(adapter)
+                if adapter is not None:
+                    deployed.adapters[adapter.id] = adapter
+                async with aclosing(engine.generate(request, adapter.id if adapter else None)) as events:
+                    async for event in events:
+                        if isinstance(event, Failed):
+                            raise error_of(event.code, event.message)
+                        yield event
 
-    async def load(self, name: str) -> DeploymentStatus:
-        """Have a model, or an adapter on its base, ready to answer; wait until it is.
+    async def load(self, name: str, *, device: str | None = None, replicas: int = 1) -> DeploymentStatus:
+        """Have a model, an adapter on its base, or an entry ready to answer, on at least so many replicas.
+
+        Those that are missing are started on `device`: `cpu`, `cuda`, `cuda:N` or `auto`. Waits until all can answer.
 
         Raises:
+            Unsupported: this machine has no such device.
             ModelworksError: why it cannot be served.
         """
-        model, adapter = await self._find(name)
-        served = self._deploy(model)
-        for replica in served.replicas:
-            await replica.engine_with(adapter)
-        if adapter is not None:
-            served.adapters[adapter.id] = adapter
-        return _status(served)
+        if not 1 <= replicas <= MAX_REPLICAS:
+            raise Invalid(f"{replicas} replicas: from 1 to {MAX_REPLICAS} can be had")
+        target, adapter = await self._find(name)
+        deployed = self._deploy(target, device)
+        deployed.drop_failed()
+        for _ in range(len(deployed.standing), replicas):
+            deployed.begin(self._place(device))
+        await deployed.have_ready(deployed.standing, adapter)
+        return deployed.status()
+
+    async def add(self, name: str, device: str | None = None) -> DeploymentStatus:
+        """Start one more replica and wait until it can answer; as `load` for the first.
+
+        Raises:
+            Unsupported: this machine has no such device.
+            ModelworksError: why it cannot be served.
+        """
+        target, adapter = await self._find(name)
+        known = self._deployed.get(_key(target))
+        deployed = self._deploy(target, device)
+        if deployed is not known:
+            fresh = deployed.standing
+        elif len(deployed.standing) >= MAX_REPLICAS:
+            raise Invalid(f"{name} has {MAX_REPLICAS} replicas, the most allowed")
+        else:
+            fresh = [deployed.begin(self._place(device))]
+        await deployed.have_ready(fresh, adapter)
+        return deployed.status()
+
+    async def remove(self, name: str, drain_seconds: float = DRAIN_SECONDS) -> None:
+        """End one replica once its answers have ended, at most so long; the last as `unload` does.
+
+        Raises:
+            NotFound: there is none.
+        """
+        target, adapter = await self._find(name)
+        deployed = self._deployed.get(_key(target))
+        if deployed is None or (adapter is not None and adapter.id not in deployed.adapters):
+            raise NotFound(f"{name} is not loaded; there is no replica to remove")
+        if len(deployed.standing) > 1:
+            await deployed.remove_one(drain_seconds)
+        else:
+            await self.unload(name, drain_seconds)
 
     async def unload(self, name: str, drain_seconds: float = DRAIN_SECONDS) -> None:
         """Let running answers end, at most so long, then give the memory back. Doing it twice is no error.
 
         An adapter alone is taken out at once; its base stays.
         """
-        model, adapter = await self._find(name)
-        served = self._served.get(model.id)
-        if served is None:
+        target, adapter = await self._find(name)
+        deployed = self._deployed.get(_key(target))
+        if deployed is None:
             return
         if adapter is not None:
-            if served.adapters.pop(adapter.id, None) is not None:
-                for replica in served.replicas:
-                    await (await replica.engine()).remove_adapter(adapter.id)
-            return
-        served.draining = True
-        if served.outstanding:
-            served.idle.clear()
-            with suppress(TimeoutError):  # what still runs by then gets an error
-                await asyncio.wait_for(served.idle.wait(), drain_seconds)
-        await self._end(served)
+            await deployed.remove_adapter(adapter)
+        else:
+            await self._end(deployed, drain_seconds)
 
     def deployments(self) -> tuple[DeploymentStatus, ...]:
-        return tuple(_status(served) for served in self._served.values())
+        return tuple(deployed.status() for deployed in self._deployed.values())
 
     async def stats(self) -> tuple[DeploymentStatus, ...]:
         """As `deployments`, with what each engine says of itself."""
-        found = []
-        for served in tuple(self._served.values()):
-            ready = [replica for replica in served.replicas if replica.state is DeploymentState.READY]
-            engines = [await replica.engine() for replica in ready]
-            stats = tuple([await engine.stats() for engine in engines])
-            found.append(dataclasses.replace(_status(served), stats=stats))
-        return tuple(found)
+        return tuple(await asyncio.gather(*(deployed.stats() for deployed in tuple(self._deployed.values()))))
 
     async def close(self) -> None:
         """End every engine."""
         self._closed = True
-        await asyncio.gather(*(self._end(served) for served in tuple(self._served.values())))
+        await asyncio.gather(*(self._end(deployed, 0) for deployed in tuple(self._deployed.values())))
 
-    async def _find(self, name: str) -> tuple[Model, Adapter | None]:
+    async def _find(self, name: str) -> tuple[Servable, Adapter | None]:
+        if entry := self._entries.get(name):
+            return entry, None
         found = await asyncio.to_thread(self._resolve, name)
         if isinstance(found, Adapter):
             return await asyncio.to_thread(self._base_of, found), found
         return found, None
 
-    def _deploy(self, model: Model) -> _Served:
-        """The deployment of `model`, started if it is not there. One that failed for good is tried anew."""
+    def _deploy(self, target: Servable, device: str | None = None) -> Deployed:
+        """The deployment of `target`, started if it is not there. One that failed for good is tried anew."""
         if self._closed:
             raise Unavailable("the server is stopping")
-        served = self._served.get(model.id)
-        if served is None or served.state is DeploymentState.FAILED:
-            served = self._start(model)
-            self._served[model.id] = served
-        return served
+        deployed = self._deployed.get(_key(target))
+        if deployed is not None and deployed.draining:
+            raise Unavailable(f"{target.name} is being unloaded; ask again in a moment")
+        if deployed is None or deployed.state is DeploymentState.FAILED:
+            wished = deployed.devices if deployed is not None and device is None else (self._place(device),)
+            deployed = self._make(target, wished[0])
+            for each in wished:
+                deployed.begin(each)
+            self._deployed[_key(target)] = deployed
+        return deployed
 
-    def _start(self, model: Model) -> _Served:
+    def _make(self, target: Servable, device: str) -> Deployed:
         settings = self._settings
+        engine = "entry" if isinstance(target, Entry) else settings.engine
+        together = target.batch_size if isinstance(target, Entry) else settings.max_sequences
         deployment = Deployment(
-            id=new_id(), model=model.id, model_name=model.name, engine=self._kind.name, device=settings.device,
+            id=new_id(), model=_key(target), model_name=target.name, engine=engine, device=device,
             created_at=clock.now(),
         )  # fmt: skip
         spec = EngineSpec(
-            model_folder=str(model.path), model_name=model.name, device=settings.device, dtype=settings.dtype,
-            max_sequences=settings.max_sequences, threads=settings.threads,
+            model_folder=str(target.folder if isinstance(target, Entry) else target.path), model_name=target.name,
+            dtype=settings.dtype, max_sequences=together, threads=settings.threads,
         )  # fmt: skip
         threads = {"OMP_NUM_THREADS": str(settings.threads)} if settings.threads else {}
-        place = Place(settings.folder / f"engine-{deployment.id}.log", {**settings.environment, **threads})
-        return _Served(deployment, model, [Replica(lambda: self._kind.start(spec, place))])
+        environment = {**settings.environment, **threads}
 
-    async def _end(self, served: _Served) -> None:
-        served.draining = True
-        await asyncio.gather(*(replica.stop() for replica in served.replicas))
-        if self._served.get(served.model.id) is served:
-            del self._served[served.model.id]
+        def make(device: str, changed: asyncio.Condition) -> Replica:
+            own = dataclasses.replace(spec, device=device)
+            place = Place(settings.folder / f"engine-{new_id()}.log", environment)
+            return Replica(device, lambda: self._kinds[engine].start(own, place), changed)
+
+        return Deployed(deployment, together + settings.max_queued, make)
+
+    def _place(self, wish: str | None) -> str:
+        taken = [device for deployed in self._deployed.values() for device in deployed.devices]
+        return choose_device(wish or self._settings.device, self._settings.gpus, taken)
+
+    async def _end(self, deployed: Deployed, drain_seconds: float) -> None:
+        await deployed.end(drain_seconds)
+        if self._deployed.get(deployed.deployment.model) is deployed:
+            del self._deployed[deployed.deployment.model]
 
 
-def _status(served: _Served) -> DeploymentStatus:
-    errors = [replica.error.message for replica in served.replicas if replica.error]
-    return DeploymentStatus(
-        deployment=served.deployment,
-        state=served.state,
-        adapters=tuple(adapter.name for adapter in served.adapters.values()),
-        outstanding=served.outstanding,
-        restarts=sum(replica.restarts for replica in served.replicas),
-        pids=tuple(replica.pid for replica in served.replicas if replica.pid is not None),
-        error=errors[0] if errors else None,
-    )
+def _key(target: Servable) -> str:
+    return f"entry:{target.name}" if isinstance(target, Entry) else target.id

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 
 from modelworks.core.errors import Invalid, ModelworksError, NotFound, Unavailable, Unsupported
 from modelworks.core.generation import EngineFailed
@@ -21,23 +22,57 @@ MAX_FAILURES = 5
 SOUND_AFTER_SECONDS = 60.0
 
 
-class Replica:
-    """Wishes one engine to run until `stop`. `outstanding` is how many requests it has, for the gateway to count."""
+class Open:
+    """How many requests are open at one place: `with` it for each."""
 
-    def __init__(self, start: Callable[[], Awaitable[Engine]]) -> None:
+    def __init__(self) -> None:
+        self.count = 0
+        self._none = asyncio.Event()
+        self._none.set()
+
+    def __enter__(self) -> None:
+        self.count += 1
+        self._none.clear()
+
+    def __exit__(self, *_: object) -> None:
+        self.count -= 1
+        if self.count == 0:
+            self._none.set()
+
+    async def end(self, seconds: float) -> None:
+        """Wait until none is open, at most so long."""
+        with suppress(TimeoutError):
+            await asyncio.wait_for(self._none.wait(), seconds)
+
+
+class Replica:
+    """Wishes one engine on `device` to run until `stop`.
+
+    Args:
+        changed: told of every change of state; the replicas of one deployment share it.
+    """
+
+    def __init__(self, device: str, start: Callable[[], Awaitable[Engine]], changed: asyncio.Condition) -> None:
+        self.device = device
         self._start = start
         self.state = DeploymentState.WANTED
-        self.outstanding = 0
+        self.open = Open()
         self.restarts = 0
         self.error: ModelworksError | None = None
         self._engine: Engine | None = None
-        self._changed = asyncio.Condition()
+        self._ending = False
+        self._changed = changed
         self._adapters_lock = asyncio.Lock()
         self._task = asyncio.create_task(self._keep_alive())
 
     @property
     def pid(self) -> int | None:
         return self._engine.pid if self._engine else None
+
+    @property
+    def is_over(self) -> bool:
+        """Whether there will be no engine here any more."""
+        return self.state in _OVER
 
     async def engine(self) -> Engine:
         """Wait for an engine that can answer.
@@ -46,7 +81,7 @@ class Replica:
             ModelworksError: why there will be none.
         """
         async with self._changed:
-            await self._changed.wait_for(lambda: self._engine is not None or self.state in _OVER)
+            await self._changed.wait_for(lambda: self._engine is not None or self.is_over)
         if self._engine is None:
             raise self.error or Unavailable("the model is being unloaded; ask again in a moment")
         return self._engine
@@ -59,6 +94,13 @@ class Replica:
             async with self._adapters_lock:
                 await engine.add_adapter(adapter.id, adapter.path)
         return engine
+
+    async def drain(self, seconds: float) -> None:
+        """Take no new requests, let the open ones end for so long, then stop."""
+        self._ending = True
+        await self._become(DeploymentState.DRAINING, self._engine)
+        await self.open.end(seconds)
+        await self.stop()
 
     async def stop(self) -> None:
         """End the engine. Every request still open gets an error."""
@@ -85,7 +127,7 @@ class Replica:
                 reason = f"the engine could not be started: {error}"
             failures = 1 if clock.time() - started > SOUND_AFTER_SECONDS else failures + 1
             logger.warning("an engine ended", extra={"reason": reason, "failures": failures})
-            if failures >= MAX_FAILURES:
+            if failures >= MAX_FAILURES or self._ending:
                 self.error = EngineFailed(f"given up after {failures} attempts: {reason}")
                 await self._become(DeploymentState.FAILED, None)
                 return
