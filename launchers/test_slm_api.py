@@ -30,7 +30,7 @@ class Api:
         except urllib.error.HTTPError as error:
             raise Failed(f"HTTP {error.code}: {error.read().decode(errors='replace')}") from None
         except OSError as error:
-            raise Failed(f"{self.url} does not answer: {error}; start it with python start_slm_api.py") from None
+            sys.exit(f"{self.url} does not answer: {error}; start it with python start_slm_api.py")
         return answer
 
     def ask(self, path: str, body: Body | None = None, method: str = "POST") -> Body:

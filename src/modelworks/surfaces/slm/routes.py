@@ -25,7 +25,7 @@ from modelworks.web.streaming import data, stream
 ERRORS: dict[int | str, dict[str, Any]] = {code: {"model": wire.ErrorOut} for code in (400, 404, 429, 501, 503)}
 router = APIRouter(prefix="/slm", tags=["SLM API"], responses=ERRORS)
 App = Annotated[Services, Depends(services)]
-STATIC = files("modelworks") / "pages" / "static"
+CHAT_PAGE = files("modelworks") / "pages" / "static" / "chat.html"
 
 
 @router.get("/info")
@@ -83,11 +83,8 @@ async def generate_stream(asked: wire.GenerateIn, request: Request, app: App) ->
 
 
 @router.get("/chat", include_in_schema=False)
-@router.get("/chat.js", include_in_schema=False)
-@router.get("/chat.css", include_in_schema=False)
-async def chat_page(request: Request) -> FileResponse:
-    name = request.url.path.rsplit("/", 1)[-1]
-    return FileResponse(str(STATIC / (name if "." in name else f"{name}.html")))
+async def chat() -> FileResponse:
+    return FileResponse(str(CHAT_PAGE), headers={"Cache-Control": "no-cache"})
 
 
 async def _events(app: Services, chosen: slm.Chosen, asked: GenerateRequest) -> AsyncGenerator[bytes, None]:
