@@ -96,7 +96,7 @@ KINDS: Mapping[str, JobKind[Any]] = {
         JobKind(
             name="train",
             spec=TrainSpec,
-            names=lambda spec: {"models": (spec.model,), "datasets": (spec.dataset,)},
+            names=lambda spec: {"models": spec.models, "datasets": (spec.dataset,)},
             check=_check_train,
             run=_run_train,
             needs=_compute,

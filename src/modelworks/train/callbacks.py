@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,12 @@ from modelworks.train.trainer import Steady
 class Reporter:
     """Mixed with transformers' TrainerCallback, which only exists once transformers is loaded."""
 
-    def __init__(self, setup: Setup, trainer: Steady) -> None:
+    def __init__(self, setup: Setup, trainer: Steady, stage: str, watched: Collection[str]) -> None:
         self.setup = setup
         self.job = setup.job
         self.trainer = trainer
+        self.stage = stage
+        self.watched = ("loss", "learning_rate", "grad_norm", *watched)
         self.began_at = self.logged_at = time.monotonic()
         self.first_step = self.logged_step = 0
         self.tokens_logged = 0
@@ -25,7 +28,7 @@ class Reporter:
     def on_train_begin(self, _args: Any, state: Any, _control: Any, **_: Any) -> None:
         self.began_at = self.logged_at = time.monotonic()
         self.first_step = self.logged_step = state.global_step
-        self.job.progress(state.global_step, state.max_steps, "steps", stage="training")
+        self.job.progress(state.global_step, state.max_steps, "steps", stage=self.stage)
 
     def on_substep_end(self, _args: Any, _state: Any, _control: Any, **_: Any) -> None:
         self.job.check()
@@ -36,7 +39,7 @@ class Reporter:
             state.global_step,
             state.max_steps,
             "steps",
-            stage="training",
+            stage=self.stage,
             epoch=round(state.epoch, 3),
             eta_seconds=round(seconds_a_step * (state.max_steps - state.global_step), 1),
         )
@@ -50,11 +53,15 @@ class Reporter:
         rate = (self.trainer.real_tokens - self.tokens_logged) / seconds
         step_time = seconds / max(state.global_step - self.logged_step, 1)
         self.logged_at, self.tokens_logged, self.logged_step = now, self.trainer.real_tokens, state.global_step
-        numbers = {key: float(logs[key]) for key in ("loss", "learning_rate", "grad_norm") if key in logs}
-        self.job.metric(
-            state.global_step, **numbers, epoch=round(float(state.epoch), 3), step_time=round(step_time, 4),
-            tokens_per_second=round(rate, 1),
-        )  # fmt: skip
+        numbers = {key: float(logs[key]) for key in self.watched if logs.get(key) is not None}
+        numbers |= {"epoch": round(float(state.epoch), 3), "step_time": round(step_time, 4)}
+        numbers["tokens_per_second"] = round(rate, 1)
+        # What comes before the training proper must not be taken for it.
+        prefix = "" if self.stage == "training" else f"{self.stage}/".replace(" ", "_")
+        self.job.metric(state.global_step, **{f"{prefix}{key}": value for key, value in numbers.items()})
+
+    def on_prediction_step(self, _args: Any, _state: Any, _control: Any, **_: Any) -> None:
+        self.job.check()
 
     def on_save(self, args: Any, state: Any, _control: Any, **_: Any) -> None:
         folder = Path(args.output_dir)
@@ -63,12 +70,16 @@ class Reporter:
         self.logged_at = time.monotonic()
 
 
-def report(setup: Setup, trainer: Any) -> None:
-    """Attach the callback to `trainer`, in place of those that print."""
+def report(setup: Setup, trainer: Any, watched: Collection[str], stage: str = "training") -> None:
+    """Attach the callback to `trainer`, in place of those that print.
+
+    Args:
+        watched: numbers in the trainer's logs that are told besides the loss.
+    """
     from transformers import PrinterCallback, TrainerCallback
 
     class Callback(Reporter, TrainerCallback):  # type: ignore[misc] # transformers is untyped
         pass
 
     trainer.remove_callback(PrinterCallback)
-    trainer.add_callback(Callback(setup, trainer))
+    trainer.add_callback(Callback(setup, trainer, stage, watched))

@@ -2,38 +2,51 @@
 
 from __future__ import annotations
 
-from typing import Any
+from importlib.util import find_spec
+from typing import Any, Literal, TypeAlias
 
+from modelworks.core.context import JobContext
 from modelworks.core.errors import Invalid
 from modelworks.train.spec import TrainSpec
 from modelworks.train.strategy import Setup
-from modelworks.weights.loading import load_network
+from modelworks.weights.loading import Quantization, load_network
+
+Provider: TypeAlias = Literal["huggingface", "unsloth"]
 
 
-def build_network(setup: Setup) -> Any:
+def choose_provider(asked: Provider, device: str, job: JobContext) -> Provider:
+    """Return what is to load the network: unsloth only where it is installed and finds a GPU."""
+    if asked == "unsloth" and (device != "cuda" or find_spec("unsloth") is None):
+        missing = "it is not installed here" if device == "cuda" else "it needs a GPU"
+        job.log(f"provider unsloth: {missing}; training with huggingface", level="warning")
+        return "huggingface"
+    return asked
+
+
+def build_network(setup: Setup, quantization: Quantization | None = None) -> Any:
     """Load the model and make trainable what the spec asks for; the same seed gives the same adapter."""
     from transformers import set_seed
 
-    network = load_network(setup.model.path, setup.dtype, setup.device)
+    if setup.provider == "unsloth":
+        return _build_with_unsloth(setup, quantization)
+    network = load_network(setup.model.path, setup.dtype, setup.device, quantization)
     set_seed(setup.spec.seed)
     if setup.spec.tuning == "full":
         return network
-    return _add_adapter(network, setup.spec, setup.model.name)
+    _check_targets(network, _targets(setup.spec))
+    return add_adapter(network, setup.spec, setup.model.name)
 
 
-def _add_adapter(network: Any, spec: TrainSpec, base_name: str) -> Any:
+def add_adapter(network: Any, spec: TrainSpec, base_name: str, task: str = "CAUSAL_LM") -> Any:
+    """Put a LoRA as the spec describes it around `network`; for the task SEQ_CLS the head is trained as well."""
     from peft import LoraConfig, get_peft_model
 
-    targets = spec.lora_target if isinstance(spec.lora_target, str) else list(spec.lora_target)
-    if isinstance(targets, str) and targets != "all-linear":
-        targets = [targets]
-    _check_targets(network, targets)
     config = LoraConfig(
         r=spec.lora_r,
         lora_alpha=spec.lora_alpha,
         lora_dropout=spec.lora_dropout,
-        target_modules=targets,
-        task_type="CAUSAL_LM",
+        target_modules=_targets(spec),
+        task_type=task,
         bias="none",
     )
     # In the base's own dtype: mixed ones would be cast in every layer. The optimizer keeps float32 copies.
@@ -41,6 +54,38 @@ def _add_adapter(network: Any, spec: TrainSpec, base_name: str) -> Any:
     # The folder it was loaded from is nobody's business; the name is.
     adapted.peft_config["default"].base_model_name_or_path = base_name
     return adapted
+
+
+def _build_with_unsloth(setup: Setup, quantization: Quantization | None) -> Any:
+    from unsloth import FastLanguageModel  # type: ignore[import-not-found] # only where there is a GPU
+
+    spec = setup.spec
+    network, _ = FastLanguageModel.from_pretrained(
+        model_name=str(setup.model.path),
+        max_seq_length=spec.max_length,
+        dtype=setup.dtype,
+        load_in_4bit=quantization is not None,
+        full_finetuning=spec.tuning == "full",
+    )
+    if spec.tuning == "full":
+        return network
+    adapted = FastLanguageModel.get_peft_model(
+        network,
+        r=spec.lora_r,
+        lora_alpha=spec.lora_alpha,
+        lora_dropout=spec.lora_dropout,
+        target_modules=_targets(spec),
+        use_gradient_checkpointing=spec.gradient_checkpointing,
+        random_state=spec.seed,
+    )
+    adapted.peft_config["default"].base_model_name_or_path = setup.model.name
+    return adapted
+
+
+def _targets(spec: TrainSpec) -> str | list[str]:
+    if isinstance(spec.lora_target, str):
+        return spec.lora_target if spec.lora_target == "all-linear" else [spec.lora_target]
+    return list(spec.lora_target)
 
 
 def _check_targets(network: Any, targets: str | list[str]) -> None:

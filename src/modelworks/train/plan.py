@@ -10,8 +10,12 @@ from modelworks.core.ids import check_name
 from modelworks.core.nouns import Adapter, AnyArtifact, Dataset, Model
 from modelworks.core.registry import choose
 from modelworks.core.spec import parse_spec
+from modelworks.data.format import formats
+from modelworks.data.record import Conversation, Preference, Record, Text
 from modelworks.train.spec import TrainSpec
 from modelworks.train.strategy import Params, Strategy, strategies
+
+_ROWS: Mapping[type[Record], str] = {Conversation: "conversations", Text: "plain text", Preference: "preferences"}
 
 
 def check(spec: TrainSpec, inputs: Mapping[str, AnyArtifact]) -> None:
@@ -50,8 +54,10 @@ def context_length(model: Model) -> int:
 
 
 def _problems(spec: TrainSpec, inputs: Mapping[str, AnyArtifact]) -> Iterator[Problem]:
+    strategy: Strategy | None = None
     try:
-        choose_strategy(spec)
+        strategy, params = choose_strategy(spec)
+        yield from _strategy_problems(spec, strategy, params, inputs)
         check_name(spec.published_name)
     except (Invalid, NotFound) as error:
         yield from error.problems or (Problem(_where(error), error.message),)
@@ -65,12 +71,35 @@ def _problems(spec: TrainSpec, inputs: Mapping[str, AnyArtifact]) -> Iterator[Pr
         yield Problem("dataset", f"{spec.dataset} is a {dataset.kind}", "name a dataset")
     elif dataset.train_rows == 0:
         yield Problem("dataset", f"{spec.dataset} has no row to train on", "hold out fewer rows")
+    elif strategy is not None:
+        yield from _row_problems(spec, strategy, dataset)
     if spec.tuning == "full":
         changed = sorted(field for field in spec.model_fields_set if field.startswith("lora_"))
         if changed:
             yield Problem(", ".join(changed), "has no meaning with tuning full", "remove it, or choose tuning lora")
     if spec.warmup_steps >= 1 and spec.warmup_steps != int(spec.warmup_steps):
         yield Problem("warmup_steps", f"{spec.warmup_steps} is no whole number of steps", "below 1 it is a share")
+
+
+def _strategy_problems(
+    spec: TrainSpec, strategy: Strategy, params: Params, inputs: Mapping[str, AnyArtifact]
+) -> Iterator[Problem]:
+    yield from strategy.check(spec, params, inputs)
+    if spec.tuning not in strategy.learning_rates:
+        yield Problem("tuning", f"{strategy.name} does not train every weight", "choose tuning lora")
+
+
+def _row_problems(spec: TrainSpec, strategy: Strategy, dataset: Dataset) -> Iterator[Problem]:
+    known = formats()
+    found = known.get(dataset.format)
+    if found is not None and found.makes not in strategy.learns:
+        needed = " or ".join(_ROWS[kind] for kind in strategy.learns)
+        giving = ", ".join(sorted(each.name for each in known.values() if each.makes in strategy.learns))
+        yield Problem(
+            "dataset",
+            f"{spec.dataset} holds {_ROWS[found.makes]} (format {found.name}); {strategy.name} learns from {needed}",
+            f"import rows of one of the formats {giving}, or choose another strategy",
+        )
 
 
 def _where(error: ModelworksError) -> str:

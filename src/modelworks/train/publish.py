@@ -19,7 +19,7 @@ def publish(setup: Setup, network: Any, metrics: dict[str, float], counts: JsonO
     is_adapter = spec.tuning == "lora"
     facts = _write_adapter(setup, network, folder) if is_adapter else _write_model(setup, network, folder)
     (folder / "README.md").write_text(_card(setup, metrics, counts), encoding="utf-8")
-    recipe = {**spec.model_dump(mode="json"), "learning_rate": spec.peak_learning_rate, "kind": "train"}
+    recipe = {**spec.model_dump(mode="json"), "learning_rate": setup.learning_rate, "kind": "train"}
     setup.job.publish(
         Draft(
             kind=ArtifactKind.ADAPTER if is_adapter else ArtifactKind.MODEL,
@@ -85,7 +85,7 @@ def _card(setup: Setup, metrics: dict[str, float], counts: JsonObject) -> str:
         f"| data | {setup.dataset.name}, sha256 {setup.dataset.digest} |",
         *(f"| {key.replace('_', ' ')} | {value} |" for key, value in counts.items()),
         *(f"| {key.replace('_', ' ')} | {value:.4g} |" for key, value in metrics.items()),
-        f"| learning rate | {spec.peak_learning_rate:g}, {spec.lr_scheduler_type} |",
+        f"| learning rate | {setup.learning_rate:g}, {spec.lr_scheduler_type} |",
         f"| batch | {spec.per_device_train_batch_size} x {spec.gradient_accumulation_steps} |",
         f"| seed | {spec.seed} |",
     ]

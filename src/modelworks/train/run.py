@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 from modelworks.core.context import JobContext
 from modelworks.core.errors import Unsupported
 from modelworks.core.nouns import JsonObject
 from modelworks.train import callbacks, checkpoints
+from modelworks.train.network import choose_provider
 from modelworks.train.plan import check, choose_strategy, chosen_inputs
 from modelworks.train.publish import publish
 from modelworks.train.spec import TrainSpec
 from modelworks.train.strategy import Setup, Training
+from modelworks.train.trainer import train_or_resume
 from modelworks.weights.loading import choose_device, choose_dtype, prepare_cpu, quiet_libraries
 
 
@@ -29,16 +30,18 @@ def run(spec: TrainSpec, job: JobContext) -> JsonObject:
     strategy, _ = choose_strategy(spec)
     training = strategy.build(setup)
     _tell(setup, training)
-    callbacks.report(setup, training.trainer)
-    _train(job, training.trainer, checkpoint)
+    callbacks.report(setup, training.trainer, training.watched)
+    train_or_resume(job, training.trainer, checkpoint)
     metrics = {**training.measure(), "train_loss": _recent_loss(training.trainer)}
     publish(setup, training.network, metrics, training.counts)
-    return {"name": spec.published_name, "steps": training.trainer.state.global_step, **training.counts, **metrics}
+    steps = training.trainer.state.global_step
+    used: JsonObject = {"steps": steps, "provider_used": setup.provider}
+    return {"name": spec.published_name, **used, **training.counts, **metrics}
 
 
 def _decide(spec: TrainSpec, job: JobContext) -> Setup:
     model, dataset = chosen_inputs(spec, job.inputs)
-    _, params = choose_strategy(spec)
+    strategy, params = choose_strategy(spec)
     device = choose_device(spec.device)
     dtype = choose_dtype(spec.dtype, device)
     facts: JsonObject = {
@@ -59,16 +62,9 @@ def _decide(spec: TrainSpec, job: JobContext) -> Setup:
         device=device,
         dtype=dtype,
         fingerprint=checkpoints.fingerprint(facts),
+        learning_rate=spec.learning_rate or strategy.learning_rates[spec.tuning],
+        provider=choose_provider(spec.provider, device, job),
     )
-
-
-def _train(job: JobContext, trainer: Any, checkpoint: Path | None) -> None:
-    if checkpoint is None:
-        trainer.train()
-        return
-    job.log(f"resuming from step {checkpoints.step_of(checkpoint)}")
-    if not trainer.restore_finished(checkpoint):
-        trainer.train(resume_from_checkpoint=str(checkpoint))
 
 
 def _tell(setup: Setup, training: Training) -> None:

@@ -36,7 +36,7 @@ class TrainSpec(Spec):
     gradient_accumulation_steps: int = Field(1, ge=1, description="batches added up before each step")
     max_length: int = Field(1024, ge=8, description="tokens of a row that are kept; its end is cut off")
     learning_rate: float | None = Field(
-        None, gt=0, le=1, description="peak learning rate; by default 2e-4 for lora, 2e-5 for full"
+        None, gt=0, le=1, description="peak learning rate; by default the strategy's own, e.g. 2e-4 for sft with lora"
     )
     lr_scheduler_type: Literal["cosine", "linear", "constant", "constant_with_warmup"] = Field(
         "cosine", description="course of the learning rate after the warm-up"
@@ -52,10 +52,15 @@ class TrainSpec(Spec):
     seed: int = Field(42, ge=0, lt=2**32, description="same seed, same data, same machine: same weights")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: a GPU where there is one")
     dtype: Literal["auto", "bf16", "fp32"] = Field("auto", description="auto: bf16 where the processor computes in it")
+    provider: Literal["huggingface", "unsloth"] = Field(
+        "huggingface", description="unsloth: faster on a GPU, where it is installed; otherwise huggingface all the same"
+    )
 
     @property
-    def peak_learning_rate(self) -> float:
-        return self.learning_rate or (2e-4 if self.tuning == "lora" else 2e-5)
+    def models(self) -> tuple[str, ...]:
+        """Every model that is named: the one to start from, and what judges its answers in rlhf."""
+        judge = self.params.get("reward_model")
+        return (self.model, judge) if isinstance(judge, str) else (self.model,)
 
     @property
     def published_name(self) -> str:

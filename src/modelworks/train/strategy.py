@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from modelworks.core.context import JobContext
-from modelworks.core.nouns import Dataset, JsonObject, Model
+from modelworks.core.errors import Problem
+from modelworks.core.nouns import AnyArtifact, Dataset, JsonObject, Model
 from modelworks.core.registry import find_plugins
 from modelworks.core.spec import Spec
+from modelworks.data.record import Record
 from modelworks.train.spec import TrainSpec
 
 
@@ -31,6 +33,10 @@ class Setup:
     dtype: Any
     # A digest of all that must be equal for a checkpoint to be continued.
     fingerprint: str
+    # The peak.
+    learning_rate: float
+    # What loads the network.
+    provider: Literal["huggingface", "unsloth"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +49,12 @@ class Training:
     counts: JsonObject
     # Numbers on the held-out rows; empty if there are none.
     measure: Callable[[], dict[str, float]]
+    # Numbers of a step to report besides the loss, as the trainer names them.
+    watched: tuple[str, ...] = ()
+
+
+def _nothing(_spec: TrainSpec, _params: Any, _inputs: Mapping[str, AnyArtifact]) -> Iterator[Problem]:
+    return iter(())
 
 
 @dataclass(frozen=True)
@@ -50,6 +62,12 @@ class Strategy:
     name: str
     params: type[Params]
     build: Callable[[Setup], Training]
+    # The rows it learns from.
+    learns: tuple[type[Record], ...]
+    # The peak where the spec names none, by tuning; a tuning that is not here is refused.
+    learning_rates: Mapping[str, float]
+    # What this strategy alone can know to be wrong, before any work and without torch.
+    check: Callable[[TrainSpec, Any, Mapping[str, AnyArtifact]], Iterator[Problem]] = _nothing
 
 
 def strategies() -> Mapping[str, Strategy]:

@@ -7,8 +7,12 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from modelworks.core.context import JobContext
 from modelworks.core.errors import Invalid
 from modelworks.data.batches import order_by_length
+from modelworks.data.render import ChatTemplate, load_tokenizer
+from modelworks.train.checkpoints import step_of
+from modelworks.train.optimizer import make_optimizer
 from modelworks.train.strategy import Setup
 
 if TYPE_CHECKING:
@@ -47,6 +51,7 @@ class Steady:
     state: Any
     model: Any
     train_dataset: Any
+    optimizer: Any
     real_tokens: int = 0
 
     def _send_telemetry(self) -> None:
@@ -59,11 +64,24 @@ class Steady:
         return LengthGrouped(self.train_dataset["length"], self.args.per_device_train_batch_size, self.args.seed)
 
     def training_step(self, model: Any, inputs: Any, *rest: Any, **named: Any) -> Tensor:
-        self.real_tokens += inputs.pop("tokens")
+        self.real_tokens += self.count_tokens(inputs)
         loss: Tensor = super().training_step(model, inputs, *rest, **named)  # type: ignore[misc] # the next base has it
         if not math.isfinite(loss.item()):
             self._refuse("loss", loss.item())
         return loss
+
+    def count_tokens(self, inputs: Any) -> int:
+        """Count the tokens of a batch that are no padding."""
+        return int(inputs.pop("tokens") if "tokens" in inputs else inputs["attention_mask"].sum())
+
+    def create_optimizer(self, model: Any = None) -> Any:
+        if self.optimizer is None:
+            self.optimizer = make_optimizer(model or self.model, self.args.learning_rate, self.args.weight_decay)
+        return self.optimizer
+
+    def _prepare_dataset(self, dataset: Any, *_: object, **__: object) -> Any:
+        # The rows are tokens already.
+        return dataset
 
     def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
         norm = super()._get_grad_norm(model, grad_norm=grad_norm)  # type: ignore[misc] # the next base has it
@@ -104,6 +122,30 @@ class Steady:
         return True
 
 
+def train_or_resume(job: JobContext, trainer: Any, checkpoint: Path | None) -> None:
+    if checkpoint is None:
+        trainer.train()
+        return
+    job.log(f"resuming from step {step_of(checkpoint)}")
+    if not trainer.restore_finished(checkpoint):
+        trainer.train(resume_from_checkpoint=str(checkpoint))
+
+
+def trl_tokenizer(model_folder: Path, pad_id: int | None = None) -> Any:
+    """TRL insists on a tokenizer, though the rows are tokens already; `pad_id` fills, else the end-of-text token."""
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizer, eos = load_tokenizer(model_folder), ChatTemplate.load(model_folder).eos_token
+    pad = eos if pad_id is None else tokenizer.id_to_token(pad_id)
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=eos, pad_token=pad)
+
+
+def drop_reference(network: Any) -> None:
+    """Remove the copy that TRL makes of a fresh adapter: the network with its adapter disabled is the reference."""
+    if "ref" in getattr(network, "peft_config", {}):
+        network.delete_adapter("ref")
+
+
 def common_arguments(setup: Setup) -> dict[str, Any]:
     """The TrainingArguments that follow from the spec, for any TRL trainer's configuration class."""
     spec = setup.spec
@@ -112,9 +154,9 @@ def common_arguments(setup: Setup) -> dict[str, Any]:
         "num_train_epochs": spec.num_train_epochs,
         "max_steps": spec.max_steps or -1,
         "per_device_train_batch_size": spec.per_device_train_batch_size,
+        "per_device_eval_batch_size": spec.per_device_train_batch_size,
         "gradient_accumulation_steps": spec.gradient_accumulation_steps,
-        "max_length": spec.max_length,
-        "learning_rate": spec.peak_learning_rate,
+        "learning_rate": setup.learning_rate,
         "lr_scheduler_type": spec.lr_scheduler_type,
         "warmup_steps": spec.warmup_steps if spec.warmup_steps < 1 else int(spec.warmup_steps),
         "weight_decay": spec.weight_decay,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
 DeviceChoice: TypeAlias = Literal["auto", "cpu", "cuda"]
 DtypeChoice: TypeAlias = Literal["auto", "bf16", "fp32"]
 
+_LOCAL = {"local_files_only": True, "trust_remote_code": False, "use_safetensors": True}
 # malloc.h
 _M_TRIM_THRESHOLD = -1
 _M_TOP_PAD = -2
@@ -46,14 +48,38 @@ def choose_dtype(dtype: DtypeChoice, device: str) -> torch.dtype:
     return torch.bfloat16 if dtype == "bf16" else torch.float32
 
 
-def load_network(model_folder: Path, dtype: torch.dtype, device: str) -> Any:
+@dataclass(frozen=True, slots=True)
+class Quantization:
+    """Weights in 4 bits, computed with in the dtype; `double` keeps their scales in 8 bits as well."""
+
+    kind: Literal["nf4", "fp4"]
+    double: bool
+
+
+def load_network(model_folder: Path, dtype: torch.dtype, device: str, quantization: Quantization | None = None) -> Any:
     """Load a transformers causal language model from a local folder, in eval mode, without a word on the terminal."""
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
     quiet_libraries()
-    network = AutoModelForCausalLM.from_pretrained(
-        str(model_folder), dtype=dtype, local_files_only=True, trust_remote_code=False, use_safetensors=True
+    if quantization is None:
+        return AutoModelForCausalLM.from_pretrained(str(model_folder), dtype=dtype, **_LOCAL).to(device).eval()
+    config = BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type=quantization.kind,
+        bnb_4bit_use_double_quant=quantization.double,
+        bnb_4bit_compute_dtype=dtype,
     )
+    return AutoModelForCausalLM.from_pretrained(
+        str(model_folder), dtype=dtype, quantization_config=config, device_map={"": device}, **_LOCAL
+    ).eval()
+
+
+def load_judge(model_folder: Path, dtype: torch.dtype, device: str) -> Any:
+    """Load a checkpoint with a head that gives a text one number; a head it lacks begins at random."""
+    from transformers import AutoModelForSequenceClassification
+
+    quiet_libraries()
+    network = AutoModelForSequenceClassification.from_pretrained(str(model_folder), num_labels=1, dtype=dtype, **_LOCAL)
     return network.to(device).eval()
 
 

@@ -2,124 +2,13 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
-from typing import Any, Literal
-
-from pydantic import Field
-
-from modelworks.core.errors import Invalid
-from modelworks.data.batches import Encoded, encode_split, in_batches, pad_right
-from modelworks.data.render import ChatTemplate, Example, load_tokenizer
-from modelworks.train.network import build_network
-from modelworks.train.optimizer import make_optimizer
-from modelworks.train.strategy import Params, Setup, Strategy, Training
-from modelworks.train.trainer import Steady, common_arguments
-from modelworks.weights.scoring import answer_loss
-
-
-class SftParams(Params):
-    loss_on: Literal["answers", "all"] = Field("answers", description="learn the answers only, or the prompts as well")
-
-
-class AllLabelsMasked(Invalid):
-    """Nothing is left to learn once rows are cut to max_length."""
-
-    code = "all_labels_masked"
+from modelworks.data.record import Conversation, Text
+from modelworks.train.strategy import Setup, Strategy, Training
+from modelworks.train.supervised import SupervisedParams, build_supervised
 
 
 def build(setup: Setup) -> Training:
-    """Tokenise, load, and put TRL's SFTTrainer around both."""
-    learned = _encode(setup, "train")
-    held_out = _encode(setup, "validation")
-    if not learned.examples:
-        raise AllLabelsMasked(
-            f"max_length {setup.spec.max_length} cuts every answer off all {learned.rows} rows; raise it"
-        )
-    network = build_network(setup)
-    trainer = _make_trainer(setup, network, learned)
-
-    def measure() -> dict[str, float]:
-        return _measure(setup, network, held_out.examples)
-
-    counts = {
-        "train_rows": len(learned.examples),
-        "train_tokens": learned.tokens,
-        "validation_rows": len(held_out.examples),
-        "truncated_rows": learned.truncated,
-        "masked_rows": learned.masked,
-    }
-    return Training(trainer=trainer, network=network, counts={**counts}, measure=measure)
+    return build_supervised(setup)
 
 
-def _encode(setup: Setup, split: Literal["train", "validation"]) -> Encoded:
-    return encode_split(setup.model.path, setup.dataset.path, split, setup.spec.max_length)
-
-
-def _make_trainer(setup: Setup, network: Any, learned: Encoded) -> Any:
-    from datasets import Dataset
-    from transformers import PreTrainedTokenizerFast
-    from trl import SFTConfig, SFTTrainer
-
-    class Sft(Steady, SFTTrainer):  # type: ignore[misc] # trl is untyped
-        """TRL's, but the output head sees answers only: its own computes every position, and an entropy nobody reads.
-
-        The loss is the same (to rounding).
-        """
-
-        def compute_loss(
-            self, model: Any, inputs: Any, *_: object, num_items_in_batch: Any = None, **__: object
-        ) -> Any:
-            total, count = answer_loss(model, inputs["input_ids"], inputs["labels"])
-            # Over all answer tokens of the step, so that accumulated micro-batches weigh as one batch.
-            return total / (count if num_items_in_batch is None else num_items_in_batch)
-
-    everything = isinstance(setup.params, SftParams) and setup.params.loss_on == "all"
-    rows = Dataset.from_dict(
-        {
-            "input_ids": [example.input_ids for example in learned.examples],
-            "labels": [example.input_ids if everything else example.labels for example in learned.examples],
-            "length": [len(example.input_ids) for example in learned.examples],
-        }
-    )
-    # TRL insists on a tokenizer, though the rows are tokens already.
-    template = ChatTemplate.load(setup.model.path)
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=load_tokenizer(setup.model.path), eos_token=template.eos_token, pad_token=template.eos_token
-    )
-    return Sft(
-        model=network,
-        args=SFTConfig(**common_arguments(setup), dataset_kwargs={"skip_prepare_dataset": True}),
-        train_dataset=rows,
-        processing_class=tokenizer,
-        data_collator=_collate,
-        optimizers=(make_optimizer(network, setup.spec.peak_learning_rate, setup.spec.weight_decay), None),
-    )
-
-
-def _collate(rows: Sequence[Mapping[str, list[int]]]) -> dict[str, Any]:
-    return {
-        **pad_right((row["input_ids"], row["labels"]) for row in rows),
-        "tokens": sum(len(row["input_ids"]) for row in rows),
-    }
-
-
-def _measure(setup: Setup, network: Any, examples: Sequence[Example]) -> dict[str, float]:
-    """Cross-entropy and perplexity a token over the held-out answers."""
-    import torch
-
-    if not examples:
-        return {}
-    network.eval()
-    total = tokens = 0.0
-    with torch.inference_mode():
-        for number, indices in enumerate(in_batches(examples, setup.spec.per_device_train_batch_size)):
-            setup.job.progress(number * len(indices), len(examples), "rows", stage="measuring")
-            batch = pad_right((examples[index].input_ids, examples[index].labels) for index in indices)
-            loss, count = answer_loss(network, batch["input_ids"].to(setup.device), batch["labels"].to(setup.device))
-            total, tokens = total + loss.item(), tokens + count
-    loss_a_token = total / tokens
-    return {"loss": loss_a_token, "perplexity": math.exp(min(loss_a_token, 700.0))}
-
-
-SFT = Strategy("sft", SftParams, build)
+SFT = Strategy("sft", SupervisedParams, build, (Conversation, Text), {"lora": 2e-4, "full": 2e-5})
