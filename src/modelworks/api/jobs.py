@@ -140,19 +140,20 @@ def job_events(
 async def cancel_job(job_id: JobId, app: App, stopping: Stopping) -> Job:
     """Cancel a job; answers, once its run is gone, with the state that won."""
     job = await run_in_threadpool(app.cancel, job_id, wait_seconds=0)
-    return await _look(app, job, lambda job: job.state.is_final, CANCEL_WAIT_SECONDS, stopping)
+    return await wait_until(app, job, lambda job: job.state.is_final, CANCEL_WAIT_SECONDS, stopping)
 
 
 @router.post("/jobs/{job_id}/pause")
 async def pause_job(job_id: JobId, app: App, stopping: Stopping) -> Job:
     """Pause a job, keeping its checkpoints; answers, once its run is gone, with the state that won."""
     job = await run_in_threadpool(app.pause, job_id, wait_seconds=0)
-    return await _look(app, job, lambda job: job.state is not JobState.RUNNING, PAUSE_WAIT_SECONDS, stopping)
+    return await wait_until(app, job, lambda job: job.state is not JobState.RUNNING, PAUSE_WAIT_SECONDS, stopping)
 
 
-async def _look(
+async def wait_until(
     app: Services, job: Job, is_there: Callable[[Job], bool], seconds: float, stopping: asyncio.Event
 ) -> Job:
+    """The job once `is_there`, or as it is after `seconds` or when the server stops."""
     deadline = time.monotonic() + seconds
     # Waiting here and not in a thread: a thread would hold up the end of the server.
     while not is_there(job) and not stopping.is_set() and time.monotonic() < deadline:

@@ -1,4 +1,4 @@
-"""The OpenAI-compatible door: /v1/models, /v1/chat/completions, /v1/completions."""
+"""The OpenAI-compatible door for using models: /v1/models, /v1/chat/completions, /v1/completions."""
 
 from __future__ import annotations
 
@@ -10,12 +10,13 @@ from typing import Annotated
 
 import orjson
 from fastapi import APIRouter, Depends, Request, Response
+from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import JSONResponse, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from modelworks.api import openai_wire as wire
 from modelworks.app.services import Services
-from modelworks.core.errors import ModelworksError, NotFound
+from modelworks.core.errors import Conflict, ModelworksError, NotFound
 from modelworks.core.generation import EngineEvent, Finished, GenerateRequest, Token
 from modelworks.core.ids import new_id
 from modelworks.core.nouns import JsonObject
@@ -44,6 +45,21 @@ def show_model(name: str, app: App) -> JsonObject:
     if name not in known:
         raise wire.ModelNotFound(f"there is no model {name!r}; {nearest(name, known)}")
     return wire.model_card(known[name])
+
+
+@router.delete("/models/{name:path}")
+async def delete_model(name: str, app: App) -> JsonObject:
+    """Forget a model or adapter and free its space, unless it is used: by an answer, a job, or an adapter on it."""
+    try:
+        found = await run_in_threadpool(app.catalog.model, name)
+    except NotFound as error:
+        raise wire.ModelNotFound(error.message) from None
+    for status in app.gateway.deployments():
+        if status.outstanding and (status.deployment.model == found.id or found.name in status.adapters):
+            raise Conflict(f"{name} answers requests now; delete it when they have ended")
+    await app.gateway.unload(name)
+    await run_in_threadpool(app.remove, "models", name)
+    return {"id": name, "object": "model", "deleted": True}
 
 
 @router.post("/chat/completions", response_model=None)

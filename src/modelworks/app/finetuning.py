@@ -1,0 +1,245 @@
+"""Fine-tuning as the OpenAI API asks for it: a job of files by their ids, and what came of it."""
+
+from __future__ import annotations
+
+import csv
+import re
+from collections.abc import Callable, Mapping
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import BeforeValidator, Field, StringConstraints
+
+from modelworks.app.openai_files import RESULTS, add_file, dataset_of, list_files
+from modelworks.app.services import Services
+from modelworks.core.errors import Invalid, NotFound, Problem, Unsupported
+from modelworks.core.ids import NAME_PATTERN, new_id
+from modelworks.core.nouns import ArtifactKind, Event, EventType, File, Job, JsonObject
+from modelworks.core.registry import nearest
+from modelworks.core.spec import Spec, parse_spec
+from modelworks.core.states import JobState
+from modelworks.store import catalog, events
+from modelworks.train.plan import choose_strategy
+from modelworks.train.spec import TrainSpec
+
+JOB_PREFIX = "ftjob-"
+ORGANIZATION = "modelworks"
+# Rows computed together; a larger batch is added up.
+ROWS_AT_ONCE = 8
+TOLD = (EventType.STATE, EventType.METRIC, EventType.LOG, EventType.ARTIFACT)
+# What has a word of OpenAI's, or is chosen here.
+NOT_EXTENSIONS = {"model", "dataset", "seed", "name", "replace", "output_dir"}
+_BASE = re.compile(rf"{NAME_PATTERN}(/{NAME_PATTERN})?")
+
+T = TypeVar("T")
+Auto = Annotated[T | None, BeforeValidator(lambda value: None if value == "auto" else value)]
+
+
+class Hyperparameters(Spec):
+    n_epochs: Auto[Annotated[int, Field(ge=1, le=50)]] = None
+    batch_size: Auto[Annotated[int, Field(ge=1, le=256)]] = None
+    learning_rate_multiplier: Auto[Annotated[float, Field(gt=0)]] = None
+
+
+class DpoHyperparameters(Hyperparameters):
+    beta: Auto[Annotated[float, Field(gt=0, le=2)]] = None
+
+
+class Supervised(Spec):
+    hyperparameters: Hyperparameters = Hyperparameters()
+
+
+class Dpo(Spec):
+    hyperparameters: DpoHyperparameters = DpoHyperparameters()
+
+
+class Method(Spec):
+    type: Literal["supervised", "dpo", "reinforcement"]
+    supervised: Supervised | None = None
+    dpo: Dpo | None = None
+    reinforcement: Any = None
+
+
+class FineTuning(Spec):
+    """What OpenAI's clients send; any other field must be one of a training's own."""
+
+    model: str
+    training_file: str
+    validation_file: str | None = None
+    suffix: str | None = Field(None, min_length=1, max_length=64)
+    seed: int | None = Field(None, ge=0, lt=2**32)
+    method: Method | None = None
+    hyperparameters: Hyperparameters | None = None
+    metadata: (
+        dict[Annotated[str, StringConstraints(max_length=64)], Annotated[str, StringConstraints(max_length=512)]] | None
+    ) = Field(None, max_length=16)
+    integrations: list[Any] | None = None
+
+
+class NoSuchModel(NotFound):
+    """The `model` of a job means nothing here."""
+
+    code = "model_not_found"
+
+
+def create(services: Services, body: Mapping[str, object]) -> Job:
+    """Check what was asked, read its files, and queue the training. Blocks.
+
+    Raises:
+        Invalid: a field is unknown or wrong; Unsupported: it asks for what is not done here.
+        NotFound: there is no such model or file.
+    """
+    own = TrainSpec.model_fields.keys() - NOT_EXTENSIONS
+    extensions = {key: value for key, value in body.items() if key in own}
+    unknown = body.keys() - own - FineTuning.model_fields.keys()
+    if unknown:
+        known = own | FineTuning.model_fields.keys()
+        raise _refused(Invalid, *(Problem(key, "unknown field", nearest(key, known)) for key in sorted(unknown)))
+    asked = parse_spec(FineTuning, {key: value for key, value in body.items() if key not in own}, where="job")
+    hyperparameters = _hyperparameters(asked)
+    try:
+        model = services.catalog.model(asked.model)
+    except NotFound as error:
+        raise NoSuchModel(error.message, problems=(Problem("model", error.message),)) from None
+    dataset = dataset_of(services, asked.training_file, asked.validation_file)
+    job_id = new_id()
+    spec: dict[str, Any] = {
+        "model": asked.model, "dataset": dataset.name, "name": _name_for(asked, job_id),
+        "strategy": "dpo" if isinstance(hyperparameters, DpoHyperparameters) else "sft",
+    }  # fmt: skip
+    if asked.seed is not None:
+        spec["seed"] = asked.seed
+    if length := getattr(model, "context_length", 0):
+        spec["max_length"] = min(length, TrainSpec.model_fields["max_length"].default)
+    spec |= _training_words(hyperparameters) | extensions
+    if hyperparameters.learning_rate_multiplier is not None:
+        rate = spec.get("learning_rate") or _default_rate(spec)
+        spec["learning_rate"] = rate * hyperparameters.learning_rate_multiplier
+    labels: JsonObject = {"fine_tuning": asked.model_dump(mode="json", exclude_none=True)}
+    return services.submit("train", spec, job_id=job_id, aliases=(JOB_PREFIX + job_id,), labels=labels)
+
+
+def job_named(services: Services, public_id: str) -> Job:
+    """A training by its id, with or without OpenAI's prefix; raises NotFound."""
+    try:
+        job = services.job(public_id.removeprefix(JOB_PREFIX))
+    except NotFound:
+        job = None
+    if job is None or job.kind != "train":
+        what = f"no such fine-tuning job: {public_id!r}"
+        raise NotFound(what, problems=(Problem("fine_tuning_job_id", what),))
+    return job
+
+
+def list_jobs(services: Services, after: str | None, limit: int, wanted: Callable[[Job], bool]) -> list[Job]:
+    """Trainings that are wanted, newest first, from the one after `after` on."""
+    before = job_named(services, after).id if after else None
+    found: list[Job] = []
+    while len(found) < limit:
+        page = services.jobs(kind="train", before=before, limit=1000)
+        found += filter(wanted, page)
+        if len(page) < 1000:
+            break
+        before = page[-1].id
+    return found[:limit]
+
+
+def told(services: Services, job: Job, before: int | None, limit: int) -> list[Event]:
+    """What a job told that matters to a reader, newest first, below number `before`."""
+    return events.newest(services.database, job.id, TOLD, limit, before)[::-1]
+
+
+def results_of(services: Services, job: Job) -> list[File]:
+    """The numbers of every step as a file: made when it is first asked for, and not again once it was removed."""
+    if job.state is not JobState.SUCCEEDED:
+        return []
+    if not catalog.has_made(services.database, job.id, ArtifactKind.FILE):
+        with services.catalog.staging() as folder:
+            path = folder / "results.csv"
+            with path.open("w", newline="", encoding="utf-8") as file:
+                csv.writer(file).writerows(_result_rows(services, job))
+            facts = {"filename": "step_metrics.csv", "purpose": RESULTS, "job_id": job.id}
+            return [add_file(services, path, facts)]
+    return [file for file in list_files(services, RESULTS) if file.job_id == job.id]
+
+
+def resolved(job: Job) -> JsonObject:
+    """The hyperparameters that a training runs with, in OpenAI's words."""
+    spec = parse_spec(TrainSpec, job.spec)
+    _, params = choose_strategy(spec)
+    rate = _default_rate(job.spec)
+    words: JsonObject = {
+        # A share of an epoch, which OpenAI does not know, is told as it is.
+        "n_epochs": int(spec.num_train_epochs) if spec.num_train_epochs % 1 == 0 else spec.num_train_epochs,
+        "batch_size": spec.per_device_train_batch_size * spec.gradient_accumulation_steps,
+        "learning_rate_multiplier": round((spec.learning_rate or rate) / rate, 6),
+    }
+    return words | ({"beta": params.beta} if hasattr(params, "beta") else {})
+
+
+def _result_rows(services: Services, job: Job) -> list[list[object]]:
+    rows: list[list[object]] = [["step", "train_loss", "train_accuracy", "valid_loss", "valid_mean_token_accuracy"]]
+    for event in events.newest(services.database, job.id, (EventType.METRIC,), 10_000_000):
+        body = event.body
+        if "loss" in body:  # and not that of something else, which is trained before
+            rows.append([body["step"], body["loss"], body.get("mean_token_accuracy"), None, None])
+    # Held-out rows are measured once, at the end.
+    if len(rows) > 1 and job.result is not None:
+        rows[-1][3:] = [job.result.get("loss"), job.result.get("mean_token_accuracy")]
+    return rows
+
+
+def _hyperparameters(asked: FineTuning) -> Hyperparameters:
+    """Those of the method that was chosen, after everything that is not done here was refused."""
+    method = asked.method or Method(type="supervised", supervised=Supervised())
+    if asked.integrations:
+        raise _refused(Unsupported, Problem("integrations", "no other service is told of a job here", "leave it out"))
+    if method.type == "reinforcement" or method.reinforcement is not None:
+        raise _refused(Unsupported, Problem("method.type", "reinforcement is not done here", "use supervised or dpo"))
+    other = "dpo" if method.type == "supervised" else "supervised"
+    if getattr(method, other) is not None:
+        raise _refused(Invalid, Problem(f"method.{other}", f"the type is {method.type}", "give one method"))
+    if method.type == "dpo":
+        chosen: Hyperparameters = (method.dpo or Dpo()).hyperparameters
+    else:
+        chosen = (method.supervised or Supervised()).hyperparameters
+    if asked.hyperparameters is None:
+        return chosen
+    if asked.method is not None:
+        raise _refused(
+            Invalid, Problem("hyperparameters", "are those of a method too", "give them in the method alone")
+        )
+    return asked.hyperparameters
+
+
+def _default_rate(spec: Mapping[str, Any]) -> float:
+    read = parse_spec(TrainSpec, spec, where="job")
+    strategy, _ = choose_strategy(read)
+    # One without a rate does not train every weight, which is refused when the job is submitted.
+    return strategy.learning_rates.get(read.tuning, 1e-5)
+
+
+def _training_words(asked: Hyperparameters) -> JsonObject:
+    words: JsonObject = {}
+    if asked.n_epochs is not None:
+        words["num_train_epochs"] = asked.n_epochs
+    if asked.batch_size is not None:
+        rows = next(rows for rows in range(ROWS_AT_ONCE, 0, -1) if asked.batch_size % rows == 0)
+        words |= {"per_device_train_batch_size": rows, "gradient_accumulation_steps": asked.batch_size // rows}
+    if isinstance(asked, DpoHyperparameters) and asked.beta is not None:
+        words["params"] = {"beta": asked.beta}
+    return words
+
+
+def _name_for(asked: FineTuning, job_id: str) -> str:
+    base = asked.model.split(":")[1] if asked.model.startswith("ft:") else asked.model
+    if not _BASE.fullmatch(base):
+        base = _legal(base.rstrip("/").rsplit("/", 1)[-1]) or "model"
+    return f"ft:{base}:{ORGANIZATION}:{_legal(asked.suffix or '')}:{job_id[-8:]}"
+
+
+def _legal(text: str) -> str:
+    return re.sub(r"[^A-Za-z0-9_-]+", "-", text).strip("-_")
+
+
+def _refused(kind: type[Invalid | Unsupported], *problems: Problem) -> Invalid | Unsupported:
+    return kind("; ".join(str(problem) for problem in problems), problems=problems)
