@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from importlib.resources import files
-from typing import Annotated, Any
+from typing import Annotated
 
 from fastapi import APIRouter, Depends, Request, Response
 from fastapi.responses import FileResponse
@@ -22,8 +22,7 @@ from modelworks.web.answering import collect, while_there
 from modelworks.web.dependencies import services
 from modelworks.web.streaming import data, stream
 
-ERRORS: dict[int | str, dict[str, Any]] = {code: {"model": wire.ErrorOut} for code in (400, 404, 429, 501, 503)}
-router = APIRouter(prefix="/slm", tags=["SLM API"], responses=ERRORS)
+router = APIRouter(prefix="/slm", tags=["SLM API"])
 App = Annotated[Services, Depends(services)]
 CHAT_PAGE = files("modelworks") / "pages" / "static" / "chat.html"
 
