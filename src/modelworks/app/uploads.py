@@ -12,7 +12,7 @@ from pathlib import Path
 
 from modelworks.app.services import Services
 from modelworks.core.config import Settings
-from modelworks.core.errors import Invalid
+from modelworks.core.errors import Invalid, ModelworksError
 from modelworks.core.ids import new_id
 from modelworks.core.nouns import Dataset
 from modelworks.core.spec import parse_spec
@@ -72,7 +72,13 @@ def import_upload(services: Services, source: Path, label: str, options: Mapping
     if "columns" in read:
         read["columns"] = _read_columns(options["columns"])
     read.setdefault("name", Path(label.replace("\\", "/")).name.split(".")[0])
-    dataset, report = services.catalog.upload(source, parse_spec(ImportSpec, read, where="upload"))
+    spec = parse_spec(ImportSpec, read, where="upload")
+    try:
+        dataset, report = services.catalog.upload(source, spec)
+    except ModelworksError as error:
+        # Its sender knows the file by another name.
+        error.message = error.message.replace(str(source), label or "the file")
+        raise
     return Imported(dataset=dataset, report=report)
 
 

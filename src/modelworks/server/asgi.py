@@ -19,13 +19,15 @@ from modelworks.server.auth import KeyGuard
 from modelworks.server.limits import BodyGuard
 from modelworks.server.origin import HostGuard, OriginGuard, SecurityHeaders
 from modelworks.surfaces import collisions
+from modelworks.surfaces.finetuning_api import routes as finetuning_api
+from modelworks.surfaces.modelforge import routes as modelforge
 from modelworks.surfaces.slm import routes as slm
 from modelworks.web.persona import Persona
 
 # Our own and OpenAI's addresses, the five documents', and the pages; no two claim one address.
 ROUTERS = (
     system.router, jobs.router, artifacts.router, openai.router, files.router, finetuning.router,
-    collisions.router, slm.router,
+    collisions.router, modelforge.router, finetuning_api.router, slm.router,
     pages.router,
 )  # fmt: skip
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from fastapi import Request
+from fastapi.requests import HTTPConnection
 
 from modelworks.app.services import Services
 
 
-def services(request: Request) -> Services:
-    """The services of the server that this request came to."""
-    found = request.app.state.services
+def services(connection: HTTPConnection) -> Services:
+    """The services of the server that this request, or WebSocket, came to."""
+    found = connection.app.state.services
     if not isinstance(found, Services):
         raise TypeError("the server was built without its services")
     return found

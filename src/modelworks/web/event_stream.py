@@ -7,8 +7,9 @@ import time
 from collections.abc import AsyncIterator
 from typing import Annotated
 
-from fastapi import Depends, Request
+from fastapi import Depends
 from fastapi.concurrency import run_in_threadpool
+from fastapi.requests import HTTPConnection
 from pydantic import TypeAdapter
 
 from modelworks.app.services import Services
@@ -26,9 +27,9 @@ WAITS_PER_READ = 4
 _EVENT = TypeAdapter(Event)
 
 
-def stop_sign(request: Request) -> asyncio.Event:
+def stop_sign(connection: HTTPConnection) -> asyncio.Event:
     """What is set when the server is about to end."""
-    found = request.app.state.stopping
+    found = connection.app.state.stopping
     if not isinstance(found, asyncio.Event):
         raise TypeError("the server was built without its stop sign")
     return found

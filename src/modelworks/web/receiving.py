@@ -19,6 +19,21 @@ PIECE_BYTES = 1 << 20
 SPACE_CHECK_BYTES = 64 << 20
 FIELD_BYTES = 64 << 10
 FIELDS = 32
+# For the description of a route that calls `receive_form`.
+FORM_WITH_FILE = {
+    "requestBody": {
+        "required": True,
+        "content": {
+            "multipart/form-data": {
+                "schema": {
+                    "type": "object",
+                    "required": ["file"],
+                    "properties": {"file": {"type": "string", "format": "binary"}},
+                }
+            }
+        },
+    }
+}
 
 
 async def receive_file(request: Request, inbox: Inbox, label: str) -> None:
