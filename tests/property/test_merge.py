@@ -15,6 +15,7 @@ from artifacts import as_adapter, as_model
 from fakes import FakeJob
 from modelworks.core.hashing import digest_of, list_files
 from modelworks.core.nouns import AnyArtifact
+from modelworks.merge.method import methods
 from modelworks.merge.methods import average, task_arithmetic
 from modelworks.merge.run import run
 from modelworks.merge.spec import MergeSpec
@@ -49,12 +50,23 @@ def tensors(folder: Path) -> dict[str, list[float]]:
         return {name: checkpoint.read(name).flatten().tolist() for name in checkpoint.tensors}
 
 
-@settings(max_examples=12, deadline=None)
-@given(chunk=st.integers(1, 20_000))
-def test_the_same_bytes_come_out_whatever_the_size_of_the_pieces(merge: Merge, chunk: int) -> None:
-    whole = digest_of(list_files(merge(models=["full", "lora"])))
+# Every method there is, and what mask_merging can do besides.
+VARIANTS: list[dict[str, object]] = [
+    *[dict[str, object](method=name) for name in methods()],
+    {"method": "mask_merging", "params": {"mask_strategy": "magnitude", "mask_apply_method": "ties_merging"}},
+    {"method": "mask_merging", "params": {"mask_apply_method": "ties_merging_dare"}},
+]
 
-    pieces = digest_of(list_files(merge(chunk, models=["full", "lora"])))
+
+@pytest.mark.parametrize("variant", VARIANTS, ids=lambda variant: str(sorted(map(str, variant.values()))))
+@settings(max_examples=6, deadline=None)
+@given(chunk=st.integers(1, 20_000))
+def test_the_same_bytes_come_out_whatever_the_size_of_the_pieces(
+    merge: Merge, variant: dict[str, object], chunk: int
+) -> None:
+    whole = digest_of(list_files(merge(models=["full", "lora"], **variant)))
+
+    pieces = digest_of(list_files(merge(chunk, models=["full", "lora"], **variant)))
 
     assert pieces == whole
 
