@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -12,12 +12,15 @@ from modelworks.core.errors import NotFound
 from modelworks.core.generation import Finished, GenerateRequest, Token
 from modelworks.core.ids import new_id
 from modelworks.core.nouns import Adapter, Model
+from modelworks.serve.entries import Entry
 from modelworks.serve.gateway import Gateway, GatewaySettings
 
 
 @asynccontextmanager
-async def gateway_over(artifacts: list[Model | Adapter], logs: Path, **settings: Any) -> AsyncIterator[Gateway]:
-    """A gateway that knows `artifacts` by name."""
+async def gateway_over(
+    artifacts: list[Model | Adapter], logs: Path, entries: Mapping[str, Entry] | None = None, **settings: Any
+) -> AsyncIterator[Gateway]:
+    """A gateway that knows `artifacts` and `entries` by name."""
 
     def resolve(name: str) -> Model | Adapter:
         for found in artifacts:
@@ -30,9 +33,8 @@ async def gateway_over(artifacts: list[Model | Adapter], logs: Path, **settings:
 
     environment = {key: os.environ[key] for key in ("PATH", "HOME", "LD_LIBRARY_PATH") if key in os.environ}
     how: dict[str, Any] = {"device": "cpu", "dtype": "float32", "threads": 2, **settings}
-    gateway = Gateway(
-        resolve=resolve, base_of=base_of, settings=GatewaySettings(folder=logs, environment=environment, **how)
-    )
+    made = GatewaySettings(folder=logs, environment=environment, **how)
+    gateway = Gateway(resolve=resolve, base_of=base_of, settings=made, entries=entries)
     try:
         yield gateway
     finally:

@@ -24,7 +24,7 @@ from modelworks.serve.engine import EngineSpec, EngineStats, Place, error_of
 logger = logging.getLogger(__name__)
 
 STOP_SECONDS = 5.0
-_LOG_LINES = 8
+_LOG_LINES = 16
 
 
 class _Mailbox:

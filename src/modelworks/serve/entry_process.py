@@ -225,6 +225,6 @@ def main(descriptor: int, spec: EngineSpec) -> None:
 
 
 if __name__ == "__main__":
-    faulthandler.enable()
+    faulthandler.enable(all_threads=False)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     main(int(sys.argv[1]), EngineSpec(**json.loads(sys.argv[2])))

@@ -1,0 +1,1 @@
+"""The Model Server's own start commands: `python -m model_api` and `python -m model_api.py`."""

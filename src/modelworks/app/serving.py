@@ -1,0 +1,56 @@
+"""Everything that can be asked for text by name, and how it is served at this moment."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+from typing import Literal
+
+from modelworks.app.answers import DeploymentStatus
+from modelworks.app.services import Services
+from modelworks.core.nouns import Adapter, Model
+from modelworks.serve.deployment import ReplicaStatus
+
+
+@dataclass(frozen=True, kw_only=True)
+class Standing:
+    """One name. An adapter has the replicas of its base; `unloaded` has none."""
+
+    name: str
+    kind: Literal["model", "adapter", "entry"]
+    state: str
+    replicas: tuple[ReplicaStatus, ...] = ()
+    error: str | None = None
+
+
+async def standings(app: Services) -> list[Standing]:
+    """Every entry, model and adapter; also models that are served from a folder without being registered."""
+    artifacts = await asyncio.to_thread(app.servable)
+    deployed = app.gateway.deployments()
+    entries = {status.deployment.model_name: status for status in deployed if status.deployment.engine == "entry"}
+    models = {status.deployment.model: status for status in deployed if status.deployment.engine != "entry"}
+    found = [_standing(entry.name, "entry", entries.get(entry.name)) for entry in app.servable_entries()]
+    # An entry comes before what else has its name.
+    artifacts = [artifact for artifact in artifacts if artifact.name not in app.entries]
+    for artifact in artifacts:
+        kind: Literal["model", "adapter"] = "adapter" if isinstance(artifact, Adapter) else "model"
+        found.append(_standing(artifact.name, kind, _status_of(artifact, models)))
+    known = {artifact.id for artifact in artifacts}
+    return found + [_standing(models[id_].deployment.model_name, "model", models[id_]) for id_ in models.keys() - known]
+
+
+def is_entry(app: Services, name: str) -> bool:
+    """Whether a name means an entry of the operator's own."""
+    return name in app.entries
+
+
+def _status_of(artifact: Model | Adapter, models: dict[str, DeploymentStatus]) -> DeploymentStatus | None:
+    if isinstance(artifact, Model):
+        return models.get(artifact.id)
+    return next((status for status in models.values() if artifact.name in status.adapters), None)
+
+
+def _standing(name: str, kind: Literal["model", "adapter", "entry"], status: DeploymentStatus | None) -> Standing:
+    if status is None:
+        return Standing(name=name, kind=kind, state="unloaded")
+    return Standing(name=name, kind=kind, state=status.state, replicas=status.replicas, error=status.error)
