@@ -11,6 +11,7 @@ import logging
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
 
 from modelworks.app.services import Services
@@ -26,9 +27,14 @@ LOGGED = (EventType.METRIC, EventType.LOG)
 _NUMBERS = ("step_time", "learning_rate", "loss", "grad_norm")
 
 
+def local_time(at: datetime) -> str:
+    """ISO 8601 in the machine's own zone, which is not told: as Python's datetime.now() says it."""
+    return at.astimezone().replace(tzinfo=None).isoformat(timespec="milliseconds")
+
+
 def log_entry(event: Event) -> JsonObject:
-    """One event as a log entry; its time is the machine's own, without a zone."""
-    at = event.at.astimezone().replace(tzinfo=None).isoformat(timespec="milliseconds")
+    """One event as a log entry."""
+    at = local_time(event.at)
     named: JsonObject = {"job_id": event.job_id, "seq": event.seq}
     if event.type is EventType.LOG:
         level = str(event.body.get("level", "info")).upper()
