@@ -13,7 +13,7 @@ from modelworks.app.openai_files import RESULTS, add_file, dataset_of, list_file
 from modelworks.app.services import Services
 from modelworks.core.errors import Invalid, NotFound, Problem, Unsupported
 from modelworks.core.ids import NAME_PATTERN, new_id
-from modelworks.core.nouns import ArtifactKind, Event, EventType, File, Job, JsonObject
+from modelworks.core.nouns import ArtifactKind, Event, EventType, File, Job, JsonObject, JsonValue
 from modelworks.core.registry import nearest
 from modelworks.core.spec import Spec, parse_spec
 from modelworks.core.states import JobState
@@ -181,11 +181,17 @@ def _result_rows(services: Services, job: Job) -> list[list[object]]:
     for event in events.newest(services.database, job.id, (EventType.METRIC,), 10_000_000):
         body = event.body
         if "loss" in body:  # and not that of something else, which is trained before
-            rows.append([body["step"], body["loss"], body.get("mean_token_accuracy"), None, None])
+            rows.append([body["step"], body["loss"], _accuracy(body), None, None])
     # Held-out rows are measured once, at the end.
     if len(rows) > 1 and job.result is not None:
-        rows[-1][3:] = [job.result.get("loss"), job.result.get("mean_token_accuracy")]
+        rows[-1][3:] = [job.result.get("loss"), _accuracy(job.result)]
     return rows
+
+
+def _accuracy(numbers: JsonObject) -> JsonValue:
+    """How often the right token, or of two answers the better one, is the likelier."""
+    known = ("mean_token_accuracy", "rewards/accuracies", "accuracy")
+    return next((numbers[key] for key in known if key in numbers), None)
 
 
 def _hyperparameters(asked: FineTuning) -> Hyperparameters:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Literal
 from pydantic import Field
 
 from modelworks.app.services import Services
+from modelworks.core import clock
 from modelworks.core.errors import Conflict, Invalid, NotFound, Problem
 from modelworks.core.ids import new_id
 from modelworks.core.nouns import ArtifactKind, Dataset, File, Parent
@@ -44,7 +44,7 @@ def keep_file(services: Services, source: Path, label: str, fields: Mapping[str,
     filename = Path(label.replace("\\", "/")).name or "file"
     facts: dict[str, object] = {"filename": filename, "purpose": asked.purpose}
     if asked.seconds is not None:
-        facts["expires_at"] = int(time.time()) + asked.seconds
+        facts["expires_at"] = int(clock.now().timestamp()) + asked.seconds
     with services.catalog.staging() as folder:
         try:
             import_file(source, folder, ALL_ROWS)
@@ -138,7 +138,7 @@ def _forget_expired(services: Services) -> None:
 
 
 def _has_expired(file: File) -> bool:
-    return file.expires_at is not None and file.expires_at <= time.time()
+    return file.expires_at is not None and file.expires_at <= clock.now().timestamp()
 
 
 def _file(found: object) -> File:
