@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+import pathlib
 from typing import Annotated
 
-from fastapi import APIRouter, Depends, Request
+from fastapi import APIRouter, Depends, Path, Query, Request
 from fastapi.concurrency import run_in_threadpool
-from pydantic import Field
+from pydantic import ConfigDict, Field
 
-from modelworks.app.answers import Preview
+from modelworks.app.answers import ImportSpec, Preview
 from modelworks.app.catalog import LineageNode
 from modelworks.app.services import Services
 from modelworks.app.uploads import Imported, import_upload, open_inbox
@@ -20,10 +20,49 @@ from modelworks.web.receiving import receive_file, receive_form
 
 router = APIRouter(prefix="/modelworks", tags=["artifacts"])
 App = Annotated[Services, Depends(services)]
+Name = Annotated[str, Path(description="NAME or ORG/NAME, an alias, or an id")]
+
+
+FILENAME = {"type": "string", "description": "its ending tells the kind of file: .jsonl .json .csv .tsv .parquet"}
+# Both uploads are streamed to the disk, so FastAPI does not see their bodies and options.
+OPTIONS = ImportSpec.model_json_schema()["properties"]
+FORM = {
+    "requestBody": {
+        "required": True,
+        "content": {
+            "multipart/form-data": {
+                "schema": {
+                    "type": "object",
+                    "required": ["file"],
+                    "properties": {"file": {"type": "string", "format": "binary"}, **OPTIONS},
+                },
+                "example": {"file": "rows.jsonl", "name": "mine", "validation_share": 0.2},
+            }
+        },
+    }
+}
+WHOLE = {
+    "parameters": [
+        {"name": key, "in": "query", "required": False, "schema": schema, "description": schema["description"]}
+        for key, schema in {"filename": FILENAME, **OPTIONS}.items()
+        if key != "name"
+    ],
+    "requestBody": {
+        "required": True,
+        "content": {
+            "application/octet-stream": {
+                "schema": {"type": "string", "format": "binary", "description": "the rows"},
+                "example": '{"instruction": "Say hello", "output": "Hello!"}\n',
+            }
+        },
+    },
+}
 
 
 class AddModel(Spec):
     """Copy a checkpoint or adapter folder of the server's machine into the workspace."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{"path": "/data/my-checkpoint", "name": "me/base"}]})
 
     path: str = Field(description="the folder; it must lie under an allowed path")
     name: str = Field(description="name to register it under")
@@ -33,7 +72,9 @@ class AddModel(Spec):
 class NewAlias(Spec):
     """A further name; one in use is moved."""
 
-    alias: str
+    model_config = ConfigDict(json_schema_extra={"examples": [{"alias": "me/best"}]})
+
+    alias: str = Field(description="NAME or ORG/NAME")
 
 
 @router.get("/datasets")
@@ -42,7 +83,7 @@ def list_datasets(app: App) -> list[Dataset]:
     return [item for item in app.catalog.on_shelf("datasets") if isinstance(item, Dataset)]
 
 
-@router.post("/datasets", status_code=201)
+@router.post("/datasets", status_code=201, openapi_extra=FORM)
 async def upload_form(request: Request, app: App) -> Imported:
     """Import a file of rows sent as a form: its field `file`, and the options of an import as further fields."""
     with open_inbox(app.settings) as inbox:
@@ -51,8 +92,8 @@ async def upload_form(request: Request, app: App) -> Imported:
         return await run_in_threadpool(import_upload, app, inbox.place_for(label), label, form.fields)
 
 
-@router.put("/datasets/{name:path}", status_code=201)
-async def upload_body(name: str, request: Request, app: App) -> Imported:
+@router.put("/datasets/{name:path}", status_code=201, openapi_extra=WHOLE)
+async def upload_body(name: Name, request: Request, app: App) -> Imported:
     """Import a file of rows sent as the whole body; `?filename=` tells its kind, the options are in the query too."""
     options = {key: value for key, value in request.query_params.items() if key != "filename"}
     label = request.query_params.get("filename", "")
@@ -63,19 +104,23 @@ async def upload_body(name: str, request: Request, app: App) -> Imported:
 
 # The longer address first: {name:path} takes slashes, so it would take these endings too.
 @router.get("/datasets/{name:path}/preview")
-def preview_dataset(name: str, app: App, model: str | None = None) -> Preview:
+def preview_dataset(
+    name: Name,
+    app: App,
+    model: Annotated[str | None, Query(description="a model whose tokens and chat template to use")] = None,
+) -> Preview:
     """Show rows, token lengths and one row as `model` would see it."""
     return app.catalog.preview(name, model)
 
 
 @router.get("/datasets/{name:path}")
-def show_dataset(name: str, app: App) -> Dataset:
+def show_dataset(name: Name, app: App) -> Dataset:
     """Show a dataset."""
     return app.catalog.dataset(name)
 
 
 @router.delete("/datasets/{name:path}")
-def remove_dataset(name: str, app: App) -> AnyArtifact:
+def remove_dataset(name: Name, app: App) -> AnyArtifact:
     """Forget a dataset and free its space; answers with what it was."""
     return app.remove("datasets", name)
 
@@ -89,28 +134,28 @@ def list_models(app: App) -> list[Model | Adapter]:
 @router.post("/models", status_code=201)
 def add_model(body: AddModel, app: App) -> Model | Adapter:
     """Register a folder that lies on the server's machine."""
-    return app.catalog.add_model(Path(body.path), body.name, replace=body.replace)
+    return app.catalog.add_model(pathlib.Path(body.path), body.name, replace=body.replace)
 
 
 @router.get("/models/{name:path}/lineage")
-def lineage(name: str, app: App) -> LineageNode:
+def lineage(name: Name, app: App) -> LineageNode:
     """Show what a model was made from, and how, back to what was pulled or uploaded."""
     return app.catalog.lineage(name)
 
 
 @router.post("/models/{name:path}/alias")
-def alias(name: str, body: NewAlias, app: App) -> AnyArtifact:
+def alias(name: Name, body: NewAlias, app: App) -> AnyArtifact:
     """Let a further name mean this model."""
     return app.catalog.alias(name, body.alias)
 
 
 @router.get("/models/{name:path}")
-def show_model(name: str, app: App) -> Model | Adapter:
+def show_model(name: Name, app: App) -> Model | Adapter:
     """Show a model or adapter: its folder, files, parents and facts."""
     return app.catalog.model(name)
 
 
 @router.delete("/models/{name:path}")
-def remove_model(name: str, app: App) -> AnyArtifact:
+def remove_model(name: Name, app: App) -> AnyArtifact:
     """Forget a model or adapter and free its space; answers with what it was."""
     return app.remove("models", name)

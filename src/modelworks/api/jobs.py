@@ -97,9 +97,9 @@ for _kind in KINDS.values():
 def list_jobs(
     app: App,
     state: Annotated[list[JobState], Query(description="only these")] = [],  # noqa: B006  # FastAPI copies it
-    kind: str | None = None,
+    kind: Annotated[str | None, Query(description=f"only these: {', '.join(KINDS)}")] = None,
     before: Annotated[str | None, Query(description="the `next` of the page before")] = None,
-    limit: int = 100,
+    limit: Annotated[int, Query(description="1 to 1000")] = 100,
 ) -> JobPage:
     """List jobs, newest first."""
     items = app.jobs(states=tuple(state), kind=kind, before=before, limit=limit)
@@ -113,17 +113,21 @@ def show_job(job_id: JobId, app: App) -> JobDetail:
     return JobDetail(**vars(job), progress=app.progress(job.id))
 
 
-@router.get("/jobs/{job_id}/events", response_model=EventPage)
+@router.get(
+    "/jobs/{job_id}/events",
+    response_model=EventPage,
+    responses={200: {"description": "A page, or the stream.", "content": {"text/event-stream": {}}}},
+)
 def job_events(
     job_id: JobId,
     app: App,
     stopping: Stopping,
     after: Annotated[int, Query(ge=0, description="only events numbered above this")] = 0,
-    limit: Annotated[int, Query(ge=1, le=1000)] = 1000,
+    limit: Annotated[int, Query(ge=1, le=1000, description="events on a page")] = 1000,
     last_event_id: Annotated[
         int | None, Header(ge=0, description="as `after`; sent by browsers that reconnect")
     ] = None,
-    accept: Annotated[str, Header()] = "",
+    accept: Annotated[str, Header(include_in_schema=False)] = "",
 ) -> EventPage | Response:
     """Return a page of events or, asked for `text/event-stream`, follow them live until the job has ended."""
     job = app.job(job_id)

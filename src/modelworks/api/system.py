@@ -6,7 +6,8 @@ import time
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from fastapi import APIRouter, Depends
+from fastapi import APIRouter, Depends, Query
+from pydantic import ConfigDict, Field
 
 import modelworks
 from modelworks.app.answers import DeploymentStatus
@@ -31,7 +32,18 @@ class Health:
 class Wish(Spec):
     """A model or adapter to serve, or no longer."""
 
-    model: str
+    model_config = ConfigDict(json_schema_extra={"examples": [{"model": "me/first"}]})
+
+    model: str = Field(description="its name, alias or id")
+
+
+class Load(Wish):
+    """A model, adapter or entry to serve, by at least so many replicas; those that are missing go to `device`."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{"model": "me/first", "replicas": 2, "device": "auto"}]})
+
+    replicas: int = Field(1, ge=1, le=64, description="engines that share its requests")
+    device: str | None = Field(None, description="cpu, cuda, cuda:N or auto, which is the freest GPU or else the CPU")
 
 
 @router.get("/health")
@@ -53,15 +65,23 @@ def plugins() -> dict[str, list[PluginInfo]]:
 
 
 @router.get("/deployments")
-async def deployments(app: App, stats: bool = False) -> tuple[DeploymentStatus, ...]:
+async def deployments(
+    app: App, stats: Annotated[bool, Query(description="ask every engine")] = False
+) -> tuple[DeploymentStatus, ...]:
     """List the models that are served; with `stats`, also what each engine says of itself."""
     return await app.gateway.stats() if stats else app.gateway.deployments()
 
 
 @router.post("/deployments/load")
-async def load(wish: Wish, app: App) -> DeploymentStatus:
-    """Start an engine for a model, or add an adapter to the one of its base; answers when it is ready."""
-    return await app.gateway.load(wish.model)
+async def load(wish: Load, app: App) -> DeploymentStatus:
+    """Start engines for a model, or add an adapter to those of its base; answers when they are ready."""
+    return await app.gateway.load(wish.model, device=wish.device, replicas=wish.replicas)
+
+
+@router.post("/deployments/remove", status_code=204)
+async def remove(wish: Wish, app: App) -> None:
+    """Let one replica's answers end, then end it; the last one goes as by unload."""
+    await app.gateway.remove(wish.model)
 
 
 @router.post("/deployments/unload", status_code=204)

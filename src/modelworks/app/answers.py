@@ -1,8 +1,9 @@
-"""Types of the crafts that verbs answer with, for the doors to name."""
+"""Types of the crafts that verbs take and answer with, for the doors to name."""
 
 from __future__ import annotations
 
 from modelworks.data.preview import Preview
+from modelworks.data.spec import ImportSpec
 from modelworks.serve.deployment import DeploymentStatus
 
-__all__ = ["DeploymentStatus", "Preview"]
+__all__ = ["DeploymentStatus", "ImportSpec", "Preview"]

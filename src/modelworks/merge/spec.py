@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal, TypeAlias
 
-from pydantic import Field, FiniteFloat
+from pydantic import ConfigDict, Field, FiniteFloat
 
 from modelworks.core.nouns import JsonObject
 from modelworks.core.spec import Spec
@@ -13,6 +13,22 @@ OutputDtype: TypeAlias = Literal["float32", "bfloat16", "float16"]
 
 
 class MergeSpec(Spec):
+    """Merge models of one architecture, or adapters of one base, into one model."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {
+                    "method": "task_arithmetic",
+                    "base": "smollm2-135m",
+                    "models": ["me/first", "me/second"],
+                    "params": {"scaling_coefficient": 0.8},
+                    "name": "me/both",
+                }
+            ]
+        }
+    )
+
     method: str = Field("task_arithmetic", description="how: average, task_arithmetic, ...")
     base: str | None = Field(None, description="the model that the others were made from; average can do without")
     models: tuple[str, ...] = Field(min_length=1, description="what to merge: models, or adapters of the base")
@@ -33,4 +49,7 @@ class MergeSpec(Spec):
 
     @property
     def published_name(self) -> str:
-        return self.name or f"{(self.base or self.models[0]).rstrip('/').rsplit('/', 1)[-1]}-{self.method}"
+        return (
+            self.name
+            or f"{(self.base or self.models[0]).rstrip('/').rsplit('/', 1)[-1].replace(':', '-')}-{self.method}"
+        )

@@ -14,12 +14,13 @@ from modelworks.api import artifacts, files, finetuning, jobs, openai, system
 from modelworks.app.wiring import App
 from modelworks.core.config import Settings
 from modelworks.pages import routes as pages
-from modelworks.server import errors
+from modelworks.server import errors, openapi
 from modelworks.server.auth import KeyGuard
 from modelworks.server.limits import BodyGuard
 from modelworks.server.origin import HostGuard, OriginGuard, SecurityHeaders
 from modelworks.surfaces import collisions
 from modelworks.surfaces.finetuning_api import routes as finetuning_api
+from modelworks.surfaces.model_server import routes as model_server
 from modelworks.surfaces.modelforge import routes as modelforge
 from modelworks.surfaces.slm import routes as slm
 from modelworks.web.persona import Persona
@@ -28,6 +29,7 @@ from modelworks.web.persona import Persona
 ROUTERS = (
     system.router, jobs.router, artifacts.router, openai.router, files.router, finetuning.router,
     collisions.router, modelforge.router, finetuning_api.router, slm.router,
+    model_server.router,
     pages.router,
 )  # fmt: skip
 
@@ -61,6 +63,7 @@ def create_asgi(app: App, personas: Mapping[int, Persona] | None = None) -> Fast
     for router in ROUTERS:
         asgi.include_router(router)
     errors.install(asgi)
+    openapi.complete(asgi)
     return asgi
 
 

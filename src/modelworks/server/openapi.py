@@ -31,9 +31,7 @@ TAGS: Mapping[str, str] = {
     "jobs": "Trainings, merges, evaluations and pulls: queue one, follow its events, cancel it, try it again.",
     "artifacts": "Datasets, models and adapters: bring them in, look at them, ask where they came from.",
     "system": "The server about itself: health, doctor, plug-ins, and the models it serves.",
-    "openai": "What the OpenAI SDK speaks: point its `base_url` at `/v1`.",
-    "fine-tuning": "OpenAI's fine-tuning jobs, with their events and checkpoints.",
-    "files": "OpenAI's files: rows to train on.",
+    "openai": "What the OpenAI SDK speaks: models, chats, completions, files and fine-tuning; its `base_url` is `/v1`.",
     "Model Merging API": "The Model Merging API, as its own document describes it.",
     "ModelForge REST API": "ModelForge's REST API, as its own document describes it.",
     "Model Finetuning API": "The Model Finetuning API, as its own document describes it.",
@@ -86,6 +84,28 @@ FURTHER: tuple[tuple[str, set[int]], ...] = (
     (rf"post {OPENAI}files", {409, 413, 507}),
     (rf"post {OPENAI}fine_tuning/.*", {404, 409, 501, 507}),
 )
+# Bodies of OpenAI's addresses, whose own reference says the rest; ours have theirs at their specs.
+EXAMPLES: Mapping[str, Json] = {
+    "/v1/chat/completions": {
+        "model": "me/first",
+        "messages": [{"role": "user", "content": "Say hello"}],
+        "max_tokens": 64,
+        "temperature": 0.7,
+    },
+    "/v1/completions": {"model": "me/first", "prompt": "Once upon a time", "max_tokens": 64},
+    "/v1/fine_tuning/jobs": {
+        "model": "smollm2-135m",
+        "training_file": "file-01a1fcee",
+        "suffix": "mine",
+        "method": {"type": "supervised", "supervised": {"hyperparameters": {"n_epochs": 2}}},
+    },
+    "/v1/files": {"purpose": "fine-tune", "file": "rows.jsonl"},
+}
+FILE_FORM: Json = {
+    "type": "object",
+    "required": ["file", "purpose"],
+    "properties": {"file": {"type": "string", "format": "binary"}, "purpose": {"type": "string"}},
+}
 MEANINGS: Mapping[str, str] = {
     "type": "always about:blank: `code` tells errors apart",
     "title": "the status in words",
@@ -125,6 +145,8 @@ def _complete(document: Json) -> None:
     document["tags"] = [{"name": tag, "description": text} for tag, text in TAGS.items() if tag in used]
     for path, method, operation in _operations(document):
         _name(operation)
+        if method == "post" and path in EXAMPLES:
+            _add_example(operation, EXAMPLES[path])
         _add_errors(path, method, operation, schemas)
     _shorten_ids(document)
     for left in ("HTTPValidationError", "ValidationError"):
@@ -149,14 +171,23 @@ def _name(operation: Json) -> None:
         operation.pop("description", None)
 
 
+def _add_example(operation: Json, example: Json) -> None:
+    # A form that is streamed to the disk is not seen by FastAPI.
+    unseen = {"required": True, "content": {"multipart/form-data": {"schema": FILE_FORM}}}
+    for content in operation.setdefault("requestBody", unseen)["content"].values():
+        content["example"] = example
+
+
 def _add_errors(path: str, method: str, operation: Json, schemas: Json) -> None:
     responses = operation["responses"]
     responses.pop("422", None)
-    wanted = _statuses(path, method, operation)
+    # A document may name a status and say no more.
+    bare = {int(code) for code, found in responses.items() if code.isdigit() and "content" not in found}
+    wanted = _statuses(path, method, operation) | bare
     for when, error in ERRORS:
         code = str(status_of(error))
         if status_of(error) in wanted and "content" not in responses.get(code, {}):
-            responses[code] = _response(path, error, when, schemas)
+            responses[code] = _response(path, error, when, schemas) | responses.get(code, {})
     whatever = _response(path, Unavailable("the server is stopping"), "Any other error, in the same form.", schemas)
     responses.setdefault("default", whatever)
     operation["responses"] = dict(sorted(responses.items()))
@@ -208,13 +239,9 @@ def _schema_of(value: object) -> Json:
 
 
 def _shorten_ids(document: Json) -> None:
-    """`list_jobs` instead of `list_jobs_modelworks_jobs_get`; `slm_load` where another door has a `load` too."""
-    operations = list(_operations(document))
-    short = [
-        operation["operationId"].removesuffix(re.sub(r"\W", "_", f"{path}_{method}"))
-        for path, method, operation in operations
-    ]
-    doors = [f"{path.split('/')[1]}_{name}" for (path, _, _), name in zip(operations, short, strict=True)]
-    for (_, _, operation), name, with_door in zip(operations, short, doors, strict=True):
-        choices = (name,) * (short.count(name) == 1) + (with_door,) * (doors.count(with_door) == 1)
-        operation["operationId"] = next(iter(choices), operation["operationId"])
+    """`modelworks_list_jobs` instead of `list_jobs_modelworks_jobs_get`."""
+    for path, method, operation in _operations(document):
+        made_up = re.sub(r"\W", "_", f"{path}_{method}")
+        name = operation["operationId"].removesuffix(made_up)
+        if name != operation["operationId"]:
+            operation["operationId"] = f"{path.split('/')[1]}_{name}"

@@ -4,13 +4,21 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import ConfigDict, Field
 
 from modelworks.core.spec import Spec
 
 
 class TrainSpec(Spec):
     """Fine-tune a model on a dataset."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {"model": "smollm2-135m", "dataset": "mine", "name": "me/first", "num_train_epochs": 2, "lora_r": 16}
+            ]
+        }
+    )
 
     model: str = Field(description="the model to start from: a name, alias or path")
     dataset: str = Field(description="the dataset to learn: a name or path")

