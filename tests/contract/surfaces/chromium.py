@@ -15,7 +15,7 @@ from websockets.sync.client import ClientConnection, connect
 
 from contract.surfaces.world import clean_environment
 
-ANSWER_SECONDS = 120.0
+ANSWER_SECONDS = 60.0
 FLAGS = (
     # --no-sandbox: its sandbox does not start for root, as in a container; the pages are ours.
     "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run",

@@ -12,7 +12,7 @@ BOT = ("S4-16",)
 # Run by test_page.py.
 PAGES = ("S4-15",)
 # Run by test_launchers.py.
-COMMANDS = ("S0-02", "S2-02", "S3-01", "S4-02", "S4-14")
+COMMANDS = ("S0-02", "S2-02", "S3-01", "S4-02", "S4-03", "S4-14")
 # Sent by test_samples.py as printed: bodies, and lines of HTTP.
 REQUESTS = ("S0-07", "S1-03", "S1-12", "S2-04", "S4-06", "S4-08")
 REQUEST_LINES = ("S2-03", "S2-06", "S2-08", "S2-09", "S2-10", "S2-11")
@@ -34,7 +34,6 @@ TOLD = {
     "S2-01": "installs the original program",
     "S3-02": "has a comment where its value should be; the tests of custom entries read it with a value in its place",
     "S4-01": "trains by the original's scripts, which are not part of its API",
-    "S4-03": "the original's own test script",
     "S4-17": "a change to the original's source",
     "S4-19": "as S0-17",
 }

@@ -139,6 +139,8 @@ def serving(home: Path, *flags: str, environment: Mapping[str, str] | None = Non
         world = World(home, process, log)
         yield world
         world.http.close()
+        # A bug is told in the log alone, and a client may have overlooked its 500.
+        assert "because of a bug" not in log.read_text(), log.read_text()
     finally:
         process.terminate()
         try:
