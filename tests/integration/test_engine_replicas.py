@@ -92,15 +92,15 @@ def test_a_killed_replica_leaves_the_others_answers_alone_and_comes_back(
 
         os.kill(status.pids[0], signal.SIGKILL)
 
-        done, going = await asyncio.wait(tasks, return_when=asyncio.FIRST_EXCEPTION)
-        await asyncio.sleep(0)
-        done, going = {task for task in tasks if task.done()}, {task for task in tasks if not task.done()}
-        assert (len(done), len(going)) == (2, 2)
+        going = set(tasks)
+        while len(going) > 2:
+            _, going = await asyncio.wait(going, return_when=asyncio.FIRST_COMPLETED)
+        done = set(tasks) - going
         assert all(isinstance(task.exception(), EngineFailed) for task in done)
         # While one comes back, the other answers at once.
         (status,) = gateway.deployments()
         assert status.state is DeploymentState.READY
-        assert status.pids == (psutil.Process(status.pids[0]).pid,)
+        assert len(status.pids) == 1
         _, end = await answer_to(gateway, ask("base"))
         assert end.completion_tokens == 16
         status = await gateway.load("base", replicas=2)
