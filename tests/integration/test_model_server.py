@@ -104,6 +104,8 @@ def test_an_entry_gets_the_roles_its_caller_sent_and_answers_over_the_openai_api
     answer = post(url, "/v1/chat/completions", {"model": "scripted", "messages": messages})
     assert answer["choices"][0]["message"]["content"] == "http://hello: user=a assistant=b user=c"
     assert answer["usage"] == {"prompt_tokens": 3, "completion_tokens": 4, "total_tokens": 7}
+    listed = requests.get(f"{url}/v1/models", timeout=60).json()["data"]
+    assert {"scripted", "narrow", "org/tiny", "tuned"} <= {card["id"] for card in listed}
 
 
 def test_eight_concurrent_calls_are_few_inferences(url: str, own: Path) -> None:

@@ -35,16 +35,16 @@ App = Annotated[Services, Depends(services)]
 @router.get("/models")
 def list_models(app: App) -> JsonObject:
     """Everything that can be named as `model`: base models, merged models and adapters."""
-    return {"object": "list", "data": [wire.model_card(found) for found in app.servable()]}
+    return {"object": "list", "data": list(_cards(app).values())}
 
 
 @router.get("/models/{name:path}")
 def show_model(name: str, app: App) -> JsonObject:
     """Show one of them."""
-    known = {found.name: found for found in app.servable()}
+    known = _cards(app)
     if name not in known:
         raise wire.ModelNotFound(f"there is no model {name!r}; {nearest(name, known)}")
-    return wire.model_card(known[name])
+    return known[name]
 
 
 @router.delete("/models/{name:path}")
@@ -72,6 +72,11 @@ async def chat(asked: wire.ChatAsked, request: Request, app: App) -> Response:
 async def complete(asked: wire.CompletionAsked, request: Request, app: App) -> Response:
     """Go on from a text, whole or as a stream of server-sent events."""
     return await _answer(request, app, wire.PLAIN, asked, wire.completion_requests(asked))
+
+
+def _cards(app: Services) -> dict[str, JsonObject]:
+    cards = {found.name: wire.model_card(found) for found in app.servable()}
+    return cards | {entry.name: wire.entry_card(entry.name) for entry in app.servable_entries()}
 
 
 async def _answer(

@@ -192,6 +192,11 @@ def model_card(found: Model | Adapter) -> JsonObject:
     }  # fmt: skip
 
 
+def entry_card(name: str) -> JsonObject:
+    """A model of the operator's own; when it was made is not known."""
+    return {"id": name, "object": "model", "created": 0, "owned_by": "user", "root": name, "parent": None}
+
+
 def openai_error_body(error: ModelworksError, status: int) -> JsonObject:
     """An error in OpenAI's form; `param` is the field, where a single one is to blame."""
     kinds = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
