@@ -20,6 +20,7 @@ from modelworks.server.limits import BodyGuard
 from modelworks.server.origin import HostGuard, OriginGuard, SecurityHeaders
 from modelworks.surfaces import collisions
 from modelworks.surfaces.finetuning_api import routes as finetuning_api
+from modelworks.surfaces.merging_api import routes as merging_api
 from modelworks.surfaces.model_server import routes as model_server
 from modelworks.surfaces.modelforge import routes as modelforge
 from modelworks.surfaces.slm import routes as slm
@@ -28,7 +29,7 @@ from modelworks.web.persona import Persona
 # Our own and OpenAI's addresses, the five documents', and the pages; no two claim one address.
 ROUTERS = (
     system.router, jobs.router, artifacts.router, openai.router, files.router, finetuning.router,
-    collisions.router, modelforge.router, finetuning_api.router, slm.router,
+    collisions.router, merging_api.router, modelforge.router, finetuning_api.router, slm.router,
     model_server.router,
     pages.router,
 )  # fmt: skip

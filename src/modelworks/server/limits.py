@@ -77,7 +77,8 @@ def check_depth(body: bytes) -> None:
 
 async def _read(headers: Headers, receive: Receive, limit: int) -> bytes | None:
     """The whole body, or None if the client went away before its end."""
-    too_large = TooLarge(f"the body is larger than {limit >> 20} MiB, which is the most this address takes")
+    most = f"the body is larger than {limit >> 20} MiB, which is the most this address takes"
+    too_large = TooLarge("File too large" if limit == MERGE_BYTES else most)  # the merging API's own words
     declared = headers.get("content-length", "")
     if declared.isdecimal() and int(declared) > limit:
         raise too_large

@@ -1,0 +1,98 @@
+"""Merges as a foreign door asks for them, and the merged model as one file to take away."""
+
+from __future__ import annotations
+
+import tarfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from modelworks.app.services import Services
+from modelworks.core import clock
+from modelworks.core.errors import Invalid, NotFound
+from modelworks.core.nouns import AnyArtifact, EventType, FileEntry, Job, JsonObject
+from modelworks.core.states import JobState
+from modelworks.store import events
+
+NO_GPU = "use_gpu: there is no GPU here, so the merge runs on the CPU; the result is the same"
+_READ_BYTES = 1 << 20
+
+
+def queue_merge(services: Services, spec: Mapping[str, object], params: JsonObject, notes: Sequence[str]) -> Job:
+    """Queue a merge; what is done otherwise than asked is told in its log too.
+
+    Args:
+        spec: a MergeSpec's body; a device of cuda becomes the CPU where there is no GPU.
+        params: what the door was asked, to be told again.
+    """
+    told, body = list(notes), dict(spec)
+    if spec["device"] == "cuda":
+        has_gpu = services.settings.slots.get("gpu", 0) > 0
+        body["device"] = "auto" if has_gpu else "cpu"
+        told += [] if has_gpu else [NO_GPU]
+    job = services.submit("merge", body, labels={"params": params, "warnings": list(told)})
+    with services.database.write() as connection:
+        said = [events.NewEvent(clock.now(), EventType.LOG, {"message": note, "level": "warning"}) for note in told]
+        events.append(connection, job.id, said)
+    services.feed.tell(job.id)
+    return job
+
+
+def merge_job(services: Services, id_or_alias: str) -> Job:
+    """Raises NotFound, also for a job of another kind."""
+    job = services.job(id_or_alias)
+    if job.kind != "merge":
+        raise NotFound(f"job {id_or_alias} is a {job.kind}, not a merge")
+    return job
+
+
+def percent_done(services: Services, job: Job) -> float:
+    """How far a merge is, as it last told."""
+    if job.state is JobState.SUCCEEDED:
+        return 100.0
+    told = services.progress(job.id)
+    done, total = (told.body.get("done"), told.body.get("total")) if told else (None, None)
+    if isinstance(done, int | float) and isinstance(total, int | float) and total > 0:
+        return round(100 * done / total, 1)
+    return 0.0
+
+
+@dataclass(frozen=True)
+class Archive:
+    """A published folder as an uncompressed tar, made while it is read: it is never held, nor written."""
+
+    model_name: str
+    size_bytes: int
+    _entries: tuple[tuple[bytes, Path, int], ...]
+
+    def __iter__(self) -> Iterator[bytes]:
+        for header, path, size in self._entries:
+            yield header
+            with path.open("rb") as file:
+                while block := file.read(_READ_BYTES):
+                    yield block
+            yield bytes(-size % tarfile.BLOCKSIZE)
+        yield bytes(2 * tarfile.BLOCKSIZE)
+
+
+def archive_of(services: Services, job: Job) -> Archive:
+    """The model that a merge made.
+
+    Raises:
+        Invalid: the merge has not succeeded.
+        NotFound: the model was removed since.
+    """
+    if job.state is not JobState.SUCCEEDED:
+        raise Invalid("Job not completed")
+    made = next((model for model in services.catalog.on_shelf("models") if model.job_id == job.id), None)
+    if made is None:
+        raise NotFound(f"the model that job {job.id} made was removed; merge again")
+    entries = tuple(_entry(made, file) for file in made.files)
+    blocks = sum(len(header) + size + -size % tarfile.BLOCKSIZE for header, _, size in entries)
+    return Archive(made.name, blocks + 2 * tarfile.BLOCKSIZE, entries)
+
+
+def _entry(made: AnyArtifact, file: FileEntry) -> tuple[bytes, Path, int]:
+    info = tarfile.TarInfo(f"{made.name.rsplit('/', 1)[-1]}/{file.path}")
+    info.size, info.mode, info.mtime = file.size_bytes, 0o644, int(made.created_at.timestamp())
+    return info.tobuf(tarfile.PAX_FORMAT), made.path / file.path, file.size_bytes

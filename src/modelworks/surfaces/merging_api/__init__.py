@@ -1,0 +1,1 @@
+"""The Model Merging API: merges as jobs, by merging-eval's five methods and by all others there are."""
