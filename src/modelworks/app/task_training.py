@@ -137,7 +137,7 @@ async def forget_trained(services: Services, trained: Model | Adapter) -> None:
         Conflict: it answers somebody now, a job uses it, or an adapter needs it.
     """
     base = trained.id if isinstance(trained, Model) else trained.base
-    for status in services.gateway.deployments():
+    for status in services.running_gateway.deployments() if services.running_gateway else ():
         if status.deployment.model == base and (isinstance(trained, Model) or trained.name in status.adapters):
             if status.outstanding:
                 raise Conflict(f"{trained.name} is being served: {status.outstanding} answers are being written")
