@@ -137,6 +137,7 @@ def test_smoothing_and_the_logarithm_are_chosen_by_hand_and_remembered(app: App,
         plain = page.evaluate(picture)
 
         page.click("#log-scale")
+        print(page.evaluate("[document.getElementById('log-scale').checked, innerWidth, innerHeight, scrollY, JSON.stringify(document.getElementById('log-scale').getBoundingClientRect()), JSON.stringify(document.getElementById('missing').hidden)]"))
         assert page.evaluate(picture) != plain
         page.click("#smooth")
         assert page.evaluate("document.getElementById('weight').disabled") is True

@@ -52,8 +52,8 @@ export class StepChart {
     const whole = (plot, splits) => splits.map((value) => Number.isInteger(value) ? String(value) : "");
     this.plot = new window.uPlot({
       ...this.size(),
-      scales: { x: { time: false }, y: this.logScale ? { distr: 3 } : {} },
-      axes: [{ ...axis, values: whole, size: 34 }, { ...axis, size: 64, values: (plot, splits) => splits.map((value) => value == null ? "" : this.format(value)) }],
+      scales: { x: { time: false }, y: this.logScale ? { distr: 3, range: (plot, least, most) => least == null ? [1, 10] : [least * 0.95, most * 1.05] } : {} },
+      axes: [{ ...axis, values: whole, size: 34 }, { ...axis, size: 64, filter: (plot, splits) => splits, values: (plot, splits) => splits.map((value) => value == null ? "" : this.format(value)) }],
       series: [{ label: "Step" }, ...this.lines.map((line) => this.series(line))],
       cursor: { sync: { key: "steps" }, points: { size: 7 } },
       hooks: { setSelect: [(plot) => { this.zoomed = plot.select.width > 0; }] },

@@ -6,7 +6,7 @@ import { byId, clock, fetchJson, make, number, seconds, setText, stateWord } fro
 const LOOK_MS = 2000;
 const DRAW_MS = 150;
 const SHOWN_LOGS = 200;
-const CONNECTION = { live: "live", lost: "reconnecting…", ended: "ended" };
+const CONNECTION = { live: "live", lost: "reconnecting…", ended: "" };
 
 const charts = {
   loss: new StepChart(byId("loss-chart"), [
@@ -141,7 +141,7 @@ function drawFacts() {
   setText(byId("epoch"), epoch == null ? "–" : number(epoch, 3) + (epochs ? ` / ${epochs}` : ""));
   setText(byId("loss"), number(metric.loss));
   setText(byId("rate"), number(metric.learning_rate, 3));
-  setText(byId("speed"), metric.tokens_per_second == null ? "–" : `${number(metric.tokens_per_second, 3)} tokens/s`);
+  setText(byId("speed"), metric.tokens_per_second == null ? "–" : `${number(metric.tokens_per_second, 3)} tok/s`);
   setText(byId("eta"), state === "running" && training ? seconds(progress.eta_seconds) : "–");
   byId("failure").hidden = !job.error;
   setText(byId("failure-text"), job.error?.message ?? "");
@@ -165,6 +165,7 @@ function recall() {
 }
 
 recall();
+setText(byId("origin"), location.origin);
 for (const control of Object.values(controls)) {
   control.addEventListener("input", () => { controls.weight.disabled = !controls.smooth.checked; remember(); draw(); });
 }
