@@ -73,7 +73,7 @@ def to_spec(asked: wire.MergeIn, methods: Sequence[PluginInfo]) -> tuple[dict[st
         raise Invalid(f"merge_method: none is called {asked.merge_method!r}; {nearest(asked.merge_method, names)}")
     known, params = _properties(method), to_params(asked)
     others = {key for each in methods for key in _properties(each)} & asked.model_fields_set - known.keys()
-    notes = [*told(asked), *(f"{key}: {method.name} has no such parameter, ignored" for key in sorted(others))]
+    notes = [*told(asked), *(f"{key}: {asked.merge_method} has no such parameter, ignored" for key in sorted(others))]
     spec: dict[str, object] = {
         "method": method.name,
         "base": asked.base_model,
