@@ -39,6 +39,9 @@ class Scripted(ModelServerEntry):
         self.device = device
         if self.greeting == "raise at activate":
             raise RuntimeError("no weights there")
+        if self.greeting == "hang at activate":
+            (self.folder / f"activating-{os.getpid()}").touch()
+            time.sleep(600)
 
     def deactivate(self):
         (self.folder / f"deactivated-{os.getpid()}").touch()
@@ -79,7 +82,7 @@ class Scripted(ModelServerEntry):
 
 
 def entries_folder(folder: Path) -> Path:
-    """Write a folder with the entries `scripted` and `sick`, and one whose class is missing; return it."""
+    """Write a folder with entries that answer, that cannot be activated, and one whose class is missing; return it."""
     (folder / "models").mkdir(parents=True)
     (folder / "models" / "Entry.py").write_text(BASE)
     (folder / "models" / "Scripted.py").write_text(SCRIPTED)
@@ -92,6 +95,7 @@ def entries_folder(folder: Path) -> Path:
   // what is behind two slashes is for people
   "scripted": {{"name": "Scripted", "params": [{place}, "http://hello"]}}, // not in a string
   "sick": {{"name": "Scripted", "params": {{"folder": {place}, "greeting": "raise at activate"}}}},
+  "slow": {{"name": "Scripted", "params": [{place}, "hang at activate"]}},
   "lost": {{"name": "Scriptd", "params": []}},
   "narrow": {{"name": "Scripted", "params": [{place}], "batch_size": 2}}
 }}

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import shutil
+import subprocess
+import sys
+import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -261,9 +265,34 @@ def test_the_examples_entries_answer(tmp_path: Path) -> None:
     with_entries(tmp_path, play, own)
 
 
-def _group(process: psutil.Process) -> int | None:
-    import os
+_GATEWAY = """
+import asyncio, pathlib, sys
+sys.path[:0] = {paths!r}
+from engines import gateway_over
+from modelworks.serve.entries import read_entries
+async def main():
+    folder = pathlib.Path({folder!r})
+    async with gateway_over([], folder / "logs", read_entries(folder, 8)) as gateway:
+        await gateway.load("slow")
+asyncio.run(main())
+"""
 
+
+def test_an_entry_that_still_loads_ends_when_its_gateway_is_killed(tmp_path: Path) -> None:
+    own = entries_folder(tmp_path / "own")
+    code = _GATEWAY.format(paths=sys.path, folder=str(own))
+    with subprocess.Popen([sys.executable, "-c", code]) as gateway:
+        while not (begun := list(own.glob("activating-*"))):
+            time.sleep(0.01)
+        engine = psutil.Process(int(begun[0].name.removeprefix("activating-")))
+
+        gateway.kill()
+
+    engine.wait(timeout=10)
+    assert not engine.is_running()
+
+
+def _group(process: psutil.Process) -> int | None:
     try:
         return os.getpgid(process.pid)
     except ProcessLookupError:

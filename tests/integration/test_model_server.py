@@ -79,6 +79,7 @@ def test_every_name_is_told_loaded_or_not(url: str) -> None:
     assert told == {
         "scripted": ("entry", "unloaded", 0),
         "sick": ("entry", "unloaded", 0),
+        "slow": ("entry", "unloaded", 0),
         "lost": ("entry", "unloaded", 0),
         "narrow": ("entry", "unloaded", 0),
         "org/tiny": ("model", "ready", 1),

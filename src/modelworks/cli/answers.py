@@ -87,7 +87,8 @@ class _Remote:
 def _engine(session: Session, model: str, sampling: Mapping[str, Any]) -> Iterator[_Embedded]:
     app = session.app
     # Before anything is started: an unknown name must not cost the seconds of a start.
-    app.services.catalog.model(model)
+    if model not in app.services.entries:
+        app.services.catalog.model(model)
     with ExitStack() as stack:
         runner = stack.enter_context(asyncio.Runner())
         running = AsyncExitStack()

@@ -65,12 +65,13 @@ class Process:
         """Load the entry and serve until the socket ends."""
         try:
             self._entry = self._find()
+            # From here on, so that a gateway that dies while this loads takes it along.
+            threading.Thread(target=self._read, name="read", daemon=True).start()
             model = self._load()
         except ModelworksError as error:
             self._tell("", Failed(error.code, error.message))
             return
         self._tell("", wire.Ready())
-        threading.Thread(target=self._read, name="read", daemon=True).start()
         while batch := self._gather():
             self._answer(model, batch)
         model.deactivate()

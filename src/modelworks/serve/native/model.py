@@ -110,8 +110,9 @@ def _device(name: str) -> torch.device:
         device = torch.device(name)
     except RuntimeError:
         raise Invalid(f"{name!r} is not a device; use cpu, cuda or cuda:N") from None
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise Unsupported(f"device {name!r}: this machine has no CUDA device that torch can use; use cpu")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        has = f"{torch.cuda.device_count()} CUDA devices" if torch.cuda.is_available() else "no CUDA device"
+        raise Unsupported(f"device {name!r}: this machine has {has} that torch can use; use another, or cpu")
     return device
 
 
