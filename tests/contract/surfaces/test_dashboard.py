@@ -40,6 +40,7 @@ def app(tmp_path: Path) -> Iterator[App]:
 @pytest.fixture
 def page(chromium: str, tmp_path: Path) -> Iterator[Page]:
     with browsing(chromium, tmp_path / "profile") as page:
+        page.call("Emulation.setDeviceMetricsOverride", width=1300, height=1100, deviceScaleFactor=1, mobile=False)
         yield page
 
 
@@ -133,11 +134,11 @@ def test_smoothing_and_the_logarithm_are_chosen_by_hand_and_remembered(app: App,
             tell_step(app.services, job, step, loss=10.0 / step)
         page.open(f"{url}/modelworks/dashboard")
         wait_for_text(page, "step", "8 / 60")
-        picture = "document.querySelector('#loss-chart canvas').toDataURL()"
+        drawn = "new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))"
+        picture = f"{drawn}.then(() => document.querySelector('#loss-chart canvas').toDataURL())"
         plain = page.evaluate(picture)
 
         page.click("#log-scale")
-        print(page.evaluate("[document.getElementById('log-scale').checked, innerWidth, innerHeight, scrollY, JSON.stringify(document.getElementById('log-scale').getBoundingClientRect()), JSON.stringify(document.getElementById('missing').hidden)]"))
         assert page.evaluate(picture) != plain
         page.click("#smooth")
         assert page.evaluate("document.getElementById('weight').disabled") is True
