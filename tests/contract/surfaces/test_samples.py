@@ -114,21 +114,20 @@ def test_s1_a_training_and_its_model(world: World, dataset_path: Path) -> None:
     assert world.ended(started["job_id"])["state"] == "succeeded"
 
     listed = world.get("/api/models").json()
-    trained = listed["models"][-1] if listed["models"][-1]["task"] else listed["models"][0]
+    trained = listed["models"][-1]
     shown = world.get(f"/api/models/{trained['id']}").json()
+    # As printed it asks model 1, which nobody trained here; then the one that was.
+    nobody = world.post("/api/playground/generate", content=body("S1-12"), headers=JSON)
+    answer = world.post("/api/playground/generate", json=sample("S1-12") | {"model_id": trained["id"]})
     deleted = world.delete(f"/api/models/{trained['id']}").json()
 
     assert differences(sample("S1-07"), {"models": [trained]}) == []
     assert differences(sample("S1-08"), shown) == []
+    assert (nobody.status_code, differences(sample("S1-14"), nobody.json())) == (404, [])
+    assert (answer.status_code, differences(sample("S1-13"), answer.json())) == (200, [])
     assert differences(sample("S1-09"), deleted) == []
     assert shown["training_params"]["num_epochs"] == 3
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ", shown["created_at"])
-
-
-def test_s1_a_question_to_a_model(world: World) -> None:
-    reply = world.post("/api/playground/generate", content=body("S1-12"), headers=JSON)
-
-    assert (reply.status_code, differences(sample("S1-13"), reply.json())) == (200, [])
 
 
 def test_s1_datasets(world: World) -> None:
