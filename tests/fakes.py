@@ -53,3 +53,14 @@ class FakeJob:
 
     def publish(self, draft: Draft) -> None:
         self.drafts.append(draft)
+
+
+class LostJob(FakeJob):
+    """A job whose process dies at a step: raises what nothing in a craft catches."""
+
+    dies_at = 0
+
+    def metric(self, step: int, **values: float) -> None:
+        super().metric(step, **values)
+        if step == self.dies_at and "loss" in values:
+            raise KeyboardInterrupt

@@ -61,6 +61,24 @@ def conversations(folder: Path, train: Sequence[tuple[str, str]], validation: Se
     )
 
 
+def preferences(folder: Path, train: Sequence[tuple[str, str, str]], validation: int = 0) -> Dataset:
+    """Rows of one question, its chosen and its rejected answer; the first `validation` ones are held out as well."""
+    folder.mkdir(parents=True)
+    for split, rows in (("train", train), ("validation", train[:validation])):
+        lines = [
+            json.dumps({"prompt": [_turn("user", ask)], "chosen": better, "rejected": worse})
+            for ask, better, worse in rows
+        ]
+        (folder / f"{split}.jsonl").write_text("".join(f"{line}\n" for line in lines))
+    return Dataset(
+        **_published(folder, folder.name),
+        format="preference",
+        columns=("prompt", "chosen", "rejected"),
+        train_rows=len(train),
+        validation_rows=validation,
+    )
+
+
 def _turn(role: str, content: str) -> dict[str, str]:
     return {"role": role, "content": content}
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from fakes import FakeJob
+from fakes import FakeJob, LostJob
 from modelworks.core.errors import Cancelled, Invalid
 from modelworks.core.nouns import Adapter, ArtifactKind, Dataset, Model
 from modelworks.train.checkpoints import ResumeMismatch
@@ -49,17 +49,6 @@ def spec(**changes: Any) -> TrainSpec:
         "device": "cpu",
     }
     return TrainSpec.model_validate(settings | changes)
-
-
-class LostJob(FakeJob):
-    """A job whose process dies at a step: raises what nothing in a craft catches."""
-
-    dies_at = 0
-
-    def metric(self, step: int, **values: float) -> None:
-        super().metric(step, **values)
-        if step == self.dies_at:
-            raise KeyboardInterrupt
 
 
 def job_for(folder: Path, model: Model, dataset: Dataset) -> FakeJob:

@@ -96,8 +96,8 @@ def prepare_cpu() -> None:
     import psutil
     import torch
 
-    # Hyper-threads share the multipliers and only get in each other's way.
-    torch.set_num_threads(psutil.cpu_count(logical=False) or psutil.cpu_count() or 1)
+    # Hyper-threads share the multipliers and only get in each other's way. Fewer if the operator says so to OpenMP.
+    torch.set_num_threads(min(torch.get_num_threads(), psutil.cpu_count(logical=False) or psutil.cpu_count() or 1))
     _keep_freed_memory()
 
 

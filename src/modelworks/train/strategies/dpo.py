@@ -1,4 +1,4 @@
-"""Direct preference optimization: prefer the chosen answers to the rejected (Rafailov et al. 2023, arXiv:2305.18290)."""
+"""Direct preference optimization: prefer chosen answers to rejected ones (Rafailov et al. 2023, arXiv:2305.18290)."""
 
 from __future__ import annotations
 

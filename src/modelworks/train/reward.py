@@ -1,0 +1,89 @@
+"""What judges answers: a reward model, trained first from preferences, or a finished one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from modelworks.core.nouns import Model
+from modelworks.data.batches import pad_right
+from modelworks.data.pairs import EncodedPairs, Prompt
+from modelworks.data.record import Message
+from modelworks.data.render import ChatTemplate, load_tokenizer
+from modelworks.train import callbacks, checkpoints
+from modelworks.train.network import add_adapter
+from modelworks.train.preferences import pair_rows
+from modelworks.train.strategy import Setup
+from modelworks.train.trainer import Steady, common_arguments, train_or_resume, trl_tokenizer
+from modelworks.weights.loading import load_judge
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+# From a prompt, the tokens of an answer and its text to a number: more is better.
+Judge: TypeAlias = Callable[[Sequence[Prompt], Sequence[list[int]], Sequence[str]], list[float]]
+# What fills up; the head reads the last token that is another one.
+_PAD_ID = 0
+
+
+def train_judge(setup: Setup, learned: EncodedPairs, steps: int | None, learning_rate: float) -> Judge:
+    """Teach a LoRA on the same base, with a head of one number, to rate the chosen answers above the rejected.
+
+    It is kept among the job's checkpoints, so that a run that was cut does not train it again.
+    """
+    from transformers import set_seed
+    from trl import RewardConfig, RewardTrainer
+
+    class Reward(Steady, RewardTrainer):  # type: ignore[misc] # trl is untyped
+        pass
+
+    folder = setup.job.checkpoints / "reward"
+    set_seed(setup.spec.seed)
+    base = load_judge(setup.model.path, setup.dtype, setup.device)
+    network = add_adapter(base, setup.spec, setup.model.name, "SEQ_CLS")
+    arguments = common_arguments(setup) | {
+        "output_dir": str(folder),
+        "num_train_epochs": 1,
+        "max_steps": steps or -1,
+        "learning_rate": learning_rate,
+    }
+    trainer = Reward(
+        model=network,
+        args=RewardConfig(**arguments, max_length=setup.spec.max_length),
+        train_dataset=pair_rows(learned, whole=True),
+        processing_class=trl_tokenizer(setup.model.path, _PAD_ID),
+    )
+    callbacks.report(setup, trainer, ("accuracy", "margin"), "reward model")
+    train_or_resume(setup.job, trainer, checkpoints.newest_verified(folder, setup.fingerprint))
+    network.eval().requires_grad_(False)
+
+    def judge(prompts: Sequence[Prompt], answers: Sequence[list[int]], _texts: Sequence[str]) -> list[float]:
+        rows = [[*prompt.ids, *answer] for prompt, answer in zip(prompts, answers, strict=True)]
+        return _rate(network, rows, setup.device)
+
+    return judge
+
+
+def load_finished_judge(model: Model, setup: Setup) -> Judge:
+    """Use a reward model as it is; it reads conversations by its own tokenizer and template."""
+    network = load_judge(model.path, setup.dtype, setup.device)
+    network.config.get_text_config().pad_token_id = _PAD_ID
+    tokenizer, template = load_tokenizer(model.path), ChatTemplate.load(model.path)
+
+    def judge(prompts: Sequence[Prompt], _answers: Sequence[list[int]], texts: Sequence[str]) -> list[float]:
+        conversations = [
+            (*prompt.messages, Message("assistant", text)) for prompt, text in zip(prompts, texts, strict=True)
+        ]
+        rows = [tokenizer.encode(template.render(each), add_special_tokens=False).ids for each in conversations]
+        return _rate(network, rows, setup.device)
+
+    return judge
+
+
+def _rate(network: Any, rows: Sequence[list[int]], device: str) -> list[float]:
+    import torch
+
+    ids = pad_right((row, []) for row in rows)["input_ids"].to(device)
+    with torch.inference_mode():
+        ratings: Tensor = network(input_ids=ids).logits[:, 0]
+    return [float(rating) for rating in ratings]
