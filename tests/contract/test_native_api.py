@@ -87,7 +87,7 @@ def test_without_the_key_no_route_answers(tmp_path: Path) -> None:
         opened = door.client.get("/modelworks/health", headers={"Authorization": f"Bearer {KEY}"})
 
     assert {address: reply.status_code for address, reply in refused.items() if reply.status_code != 401} == {}
-    assert all(reply.headers["www-authenticate"] == "Bearer" for reply in refused.values())
+    assert all(reply.headers["www-authenticate"].startswith("Bearer") for reply in refused.values())
     assert opened.status_code == 200
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hmac
+from base64 import b64decode
 
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -31,6 +32,11 @@ class KeyGuard:
 
 
 def key_of(headers: Headers) -> str:
-    """The key a request carries, or an empty string."""
+    """The key a request carries, or an empty string. A browser asks for it as a password, for any name."""
     scheme, _, value = headers.get("authorization", "").partition(" ")
+    if scheme.lower() == "basic":
+        try:
+            return b64decode(value).decode(errors="replace").partition(":")[2]
+        except ValueError:
+            return ""
     return value.strip() if scheme.lower() == "bearer" else headers.get("x-api-key", "").strip()

@@ -5,9 +5,11 @@ from __future__ import annotations
 from starlette.types import Receive, Scope, Send
 
 from modelworks.core.errors import ModelworksError
-from modelworks.server.errors import error_response
+from modelworks.server.errors import MissingKey, error_response
 
 POLICY_VIOLATION = 1008
+# Programs send the key as Bearer; a browser that opens a page asks for it as a password, and sends it from then on.
+BROWSER_CHALLENGE = 'Basic realm="Modelworks: any name, and the API key as password", charset="UTF-8"'
 
 
 async def refuse(error: ModelworksError, scope: Scope, receive: Receive, send: Send) -> None:
@@ -16,4 +18,8 @@ async def refuse(error: ModelworksError, scope: Scope, receive: Receive, send: S
         # The server answers the handshake with 403.
         await send({"type": "websocket.close", "code": POLICY_VIOLATION})
         return
-    await error_response(error, scope["path"])(scope, receive, send)
+    response = error_response(error, scope["path"])
+    if isinstance(error, MissingKey):
+        # A line of its own: browsers do not look for it behind another in the same line.
+        response.headers.append("WWW-Authenticate", BROWSER_CHALLENGE)
+    await response(scope, receive, send)

@@ -44,8 +44,19 @@ def test_anything_else_is_turned_away_and_told_how(headers: dict[str, str]) -> N
     reply = client().get("/", headers=raw)
 
     assert reply.status_code == 401
-    assert reply.headers["www-authenticate"] == "Bearer"
+    assert [line.split()[0] for line in reply.headers.get_list("www-authenticate")] == ["Bearer", "Basic"]
     assert "x-api-key" in reply.json()["detail"]
+
+
+def test_a_browser_sends_the_key_as_a_password() -> None:
+    assert client().get("/", auth=("anybody", KEY)).text == "in"
+
+
+@pytest.mark.parametrize("value", ["", "x", "schlüssel", "YTpi", "OnNr", "/////w=="])
+def test_a_wrong_password_does_not_open(value: str) -> None:
+    raw = [(b"authorization", f"Basic {value}".encode("latin-1"))]
+
+    assert client().get("/", headers=raw).status_code == 401
 
 
 def test_a_key_in_the_query_does_not_open() -> None:

@@ -1,26 +1,17 @@
 // The SLM API's chat page: every message is one POST /slm/stream, read as it comes.
 
 const at = (id) => document.getElementById(id);
-const KEY = "modelworks-key";
 let running = null; // the AbortController of the answer that is being written
 
 async function call(path, options = {}) {
-  for (;;) {
-    const key = sessionStorage.getItem(KEY);
-    const headers = { ...options.headers, ...(key ? { "X-Api-Key": key } : {}) };
-    let answer;
-    try {
-      answer = await fetch(path, { ...options, headers });
-    } catch (error) {
-      throw error.name === "AbortError" ? error : new Error("The server does not answer; is it still running?");
-    }
-    if (answer.status === 401) {
-      sessionStorage.setItem(KEY, await askForKey());
-      continue;
-    }
-    if (!answer.ok) throw new Error(await reason(answer));
-    return answer;
+  let answer;
+  try {
+    answer = await fetch(path, options);
+  } catch (error) {
+    throw error.name === "AbortError" ? error : new Error("The server does not answer; is it still running?");
   }
+  if (!answer.ok) throw new Error(await reason(answer));
+  return answer;
 }
 
 async function reason(answer) {
@@ -29,16 +20,6 @@ async function reason(answer) {
   } catch {
     return `HTTP ${answer.status}`;
   }
-}
-
-let asking = null; // one dialog for all calls that wait for a key
-function askForKey() {
-  asking ??= new Promise((resolve) => {
-    at("key").value = "";
-    at("lock").addEventListener("close", () => { asking = null; resolve(at("key").value.trim()); }, { once: true });
-    at("lock").showModal();
-  });
-  return asking;
 }
 
 async function* events(answer) {
