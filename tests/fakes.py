@@ -45,8 +45,8 @@ class FakeJob:
         self.progressed.append((done, total, unit))
 
     def metric(self, step: int, **values: float) -> None:
-        self.check()
         self.metrics.append({"step": step, **values})
+        self.check()
 
     def log(self, message: str, level: str = "info") -> None:
         self.logs.append(message)

@@ -170,6 +170,28 @@ def test_cancelling_gets_out_at_once_and_publishes_nothing(tmp_path: Path, tiny:
     assert job.drafts == []
 
 
+@pytest.mark.parametrize("checks", range(7, 13))
+def test_a_pause_keeps_the_step_it_is_in_whenever_it_is_asked_for(
+    tmp_path: Path, tiny: Model, rows: Dataset, checks: int
+) -> None:
+    asked = spec(max_steps=5, gradient_accumulation_steps=2, save_steps=50)
+    whole = job_for(tmp_path / "whole", tiny, rows)
+    run(asked, whole)
+    paused = job_for(tmp_path / "paused", tiny, rows)
+    paused.pausing, paused.cancel_after = True, checks
+    with pytest.raises(Cancelled):
+        run(asked, paused)
+
+    again = job_for(tmp_path / "paused", tiny, rows)
+    run(asked, again)
+
+    assert [line["step"] for line in (*paused.metrics, *again.metrics)] == [1, 2, 3, 4, 5]
+    assert paused.metrics
+    ended = load_file(again.drafts[0].folder / "adapter_model.safetensors")
+    for name, weight in load_file(whole.drafts[0].folder / "adapter_model.safetensors").items():
+        assert torch.equal(weight, ended[name]), name
+
+
 def test_a_loss_that_is_no_number_names_the_step(tmp_path: Path, rows: Dataset) -> None:
     folder = tiny_llama(tmp_path / "broken", dtype="float32")
     from safetensors.torch import save_file

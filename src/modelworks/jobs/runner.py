@@ -63,8 +63,9 @@ class RunnerContext:
             self._tell(EventType.PROGRESS, {"done": done, "total": total, "unit": unit, **facts})
 
     def metric(self, step: int, **values: float) -> None:
-        self.check()
+        # Told first: the step is done, and a pause keeps it.
         self._tell(EventType.METRIC, {"step": step, **values})
+        self.check()
 
     def log(self, message: str, level: str = "info") -> None:
         self._tell(EventType.LOG, {"message": message, "level": level})

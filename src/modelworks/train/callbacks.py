@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from modelworks.core.errors import Cancelled
 from modelworks.train import checkpoints
 from modelworks.train.strategy import Setup
 from modelworks.train.trainer import Steady
@@ -30,22 +32,34 @@ class Reporter:
         self.first_step = self.logged_step = state.global_step
         self.job.progress(state.global_step, state.max_steps, "steps", stage=self.stage)
 
-    def on_substep_end(self, _args: Any, _state: Any, _control: Any, **_: Any) -> None:
-        self.job.check()
+    @contextmanager
+    def _stopping(self, control: Any) -> Iterator[None]:
+        """Let a cancel out at once; a pause goes on to the end of the step, where a checkpoint is then written."""
+        try:
+            yield
+        except Cancelled:
+            if not self.job.pausing:
+                raise
+            control.should_save = True
 
-    def on_step_end(self, _args: Any, state: Any, _control: Any, **_: Any) -> None:
+    def on_substep_end(self, _args: Any, _state: Any, control: Any, **_: Any) -> None:
+        with self._stopping(control):
+            self.job.check()
+
+    def on_step_end(self, _args: Any, state: Any, control: Any, **_: Any) -> None:
         seconds_a_step = (time.monotonic() - self.began_at) / (state.global_step - self.first_step)
-        self.job.progress(
-            state.global_step,
-            state.max_steps,
-            "steps",
-            stage=self.stage,
-            epoch=round(state.epoch, 3),
-            eta_seconds=round(seconds_a_step * (state.max_steps - state.global_step), 1),
-        )
-        self.job.check()
+        with self._stopping(control):
+            self.job.progress(
+                state.global_step,
+                state.max_steps,
+                "steps",
+                stage=self.stage,
+                epoch=round(state.epoch, 3),
+                eta_seconds=round(seconds_a_step * (state.max_steps - state.global_step), 1),
+            )
+            self.job.check()
 
-    def on_log(self, _args: Any, state: Any, _control: Any, logs: dict[str, float], **_: Any) -> None:
+    def on_log(self, _args: Any, state: Any, control: Any, logs: dict[str, float], **_: Any) -> None:
         if "loss" not in logs:  # the summary at the end
             return
         now = time.monotonic()
@@ -58,7 +72,8 @@ class Reporter:
         numbers["tokens_per_second"] = round(rate, 1)
         # What comes before the training proper must not be taken for it.
         prefix = "" if self.stage == "training" else f"{self.stage}/".replace(" ", "_")
-        self.job.metric(state.global_step, **{f"{prefix}{key}": value for key, value in numbers.items()})
+        with self._stopping(control):
+            self.job.metric(state.global_step, **{f"{prefix}{key}": value for key, value in numbers.items()})
 
     def on_prediction_step(self, _args: Any, _state: Any, _control: Any, **_: Any) -> None:
         self.job.check()
@@ -68,6 +83,7 @@ class Reporter:
         checkpoints.seal(folder / f"checkpoint-{state.global_step}", self.setup.fingerprint)
         checkpoints.keep_newest(folder, self.setup.spec.save_total_limit)
         self.logged_at = time.monotonic()
+        self.job.check()
 
 
 def report(setup: Setup, trainer: Any, watched: Collection[str], stage: str = "training") -> None:
