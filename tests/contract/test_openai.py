@@ -42,6 +42,9 @@ class Served:
     def servable(self) -> list[Model | Adapter]:
         return self.artifacts
 
+    def servable_entries(self) -> list[Any]:
+        return []
+
     def stats(self) -> EngineStats:
         assert self.gateway is not None
         assert self.loop is not None

@@ -8,26 +8,22 @@ from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from typing import Annotated
 
-import orjson
 from fastapi import APIRouter, Depends, Request, Response
 from fastapi.concurrency import run_in_threadpool
-from fastapi.responses import JSONResponse, StreamingResponse
-from starlette.types import Receive, Scope, Send
+from fastapi.responses import JSONResponse
 
 from modelworks.api import openai_wire as wire
 from modelworks.app.services import Services
-from modelworks.core.errors import Conflict, ModelworksError, NotFound
-from modelworks.core.generation import EngineEvent, Finished, GenerateRequest, Token
+from modelworks.core.errors import Conflict, NotFound
+from modelworks.core.generation import EngineEvent, Finished, GenerateRequest, Started, Token
 from modelworks.core.ids import new_id
 from modelworks.core.nouns import JsonObject
 from modelworks.core.registry import nearest
 from modelworks.web.answering import while_there
 from modelworks.web.dependencies import services
+from modelworks.web.streaming import data, stream
 
 router = APIRouter(prefix="/v1", tags=["openai"])
-
-# A silent stream is cut by proxies; a comment line keeps it open while a request waits for its turn.
-HEARTBEAT_SECONDS = 15.0
 
 App = Annotated[Services, Depends(services)]
 
@@ -88,14 +84,9 @@ async def _answer(
     )  # fmt: skip
     if not asked.stream:
         return JSONResponse(await while_there(request, _whole(app, reply, requests)))
-    events = _together(app, requests)
-    try:
-        # Only what fails before the first byte can still have a status of its own.
-        first = await while_there(request, anext(events))
-    except BaseException:
-        await events.aclose()
-        raise
-    return _EventStream(_stream(wire.Pieces(reply), first, events, len(requests)))
+    events = _stream(wire.Pieces(reply), _together(app, requests), len(requests))
+    # It then ends without [DONE]: the status is long out.
+    return await stream(request, events, lambda error: wire.openai_error_body(error, 500))
 
 
 async def _whole(app: Services, reply: wire.Reply, requests: Sequence[GenerateRequest]) -> JsonObject:
@@ -111,32 +102,21 @@ async def _whole(app: Services, reply: wire.Reply, requests: Sequence[GenerateRe
 
 
 async def _stream(
-    pieces: wire.Pieces, first: _Numbered, events: AsyncGenerator[_Numbered, None], count: int
+    pieces: wire.Pieces, events: AsyncGenerator[_Numbered, None], count: int
 ) -> AsyncGenerator[bytes, None]:
     ends: dict[int, Finished] = {}
-    try:
-        for index in range(count):
-            if opening := pieces.first(index):
-                yield _data(opening)
-        async with aclosing(_with_heartbeat(first, events)) as beats:
-            async for beat in beats:
-                if beat is None:
-                    yield b": waiting\n\n"
-                    continue
-                index, event = beat
-                if isinstance(event, Token):
-                    yield _data(pieces.text(index, event.text))
-                elif isinstance(event, Finished):
-                    ends[index] = event
-                    yield _data(pieces.last(index, event.reason))
-    except ModelworksError as error:
-        # The status is long out: the error goes into the stream, which then ends without [DONE].
-        yield _data(wire.openai_error_body(error, 500))
-        return
-    finally:
-        await events.aclose()
+    async with aclosing(events):
+        async for index, event in events:
+            if isinstance(event, Started):
+                # Nothing is said yet, but the request is understood: the answer has begun.
+                yield data(opening) if (opening := pieces.first(index)) else b""
+            elif isinstance(event, Token):
+                yield data(pieces.text(index, event.text))
+            elif isinstance(event, Finished):
+                ends[index] = event
+                yield data(pieces.last(index, event.reason))
     if pieces.with_usage:
-        yield _data(pieces.usage([ends[index] for index in range(count)]))
+        yield data(pieces.usage([ends[index] for index in range(count)]))
     yield b"data: [DONE]\n\n"
 
 
@@ -170,45 +150,6 @@ async def _together(app: Services, requests: Sequence[GenerateRequest]) -> Async
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-
-
-async def _with_heartbeat(
-    first: _Numbered, events: AsyncGenerator[_Numbered, None]
-) -> AsyncGenerator[_Numbered | None, None]:
-    """Yield the events, and None whenever none came for a while."""
-    yield first
-    while True:
-        following = asyncio.ensure_future(anext(events))
-        try:
-            while not (await asyncio.wait({following}, timeout=HEARTBEAT_SECONDS))[0]:
-                yield None
-            event = following.result()
-        except StopAsyncIteration:
-            return
-        finally:
-            # cancelled while waiting: the source must be at rest before somebody closes it
-            following.cancel()
-            await asyncio.gather(following, return_exceptions=True)
-        yield event
-
-
-class _EventStream(StreamingResponse):
-    """Server-sent events whose source is closed whenever the answer ends, however it ends."""
-
-    def __init__(self, source: AsyncGenerator[bytes, None]) -> None:
-        headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
-        super().__init__(source, media_type="text/event-stream", headers=headers)
-        self._source = source
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        try:
-            await super().__call__(scope, receive, send)
-        finally:
-            await self._source.aclose()
-
-
-def _data(body: JsonObject) -> bytes:
-    return b"data: " + orjson.dumps(body) + b"\n\n"
 
 
 _Numbered = tuple[int, EngineEvent]

@@ -163,13 +163,13 @@ def test_a_client_that_does_not_wait_for_a_whole_answer_frees_its_place(served: 
     assert served.outstanding() == 0
 
 
-def test_the_chat_page_loads_its_script_and_its_style_from_here(served: Served) -> None:
+def test_the_chat_page_loads_what_it_needs_from_here(served: Served) -> None:
     page = served.client.get("/slm/chat")
     loaded = re.findall(r'(?:href|src)="([^"]+)"', page.text)
     kinds = [served.client.get(address).headers["content-type"] for address in loaded]
 
     assert page.headers["content-type"].startswith("text/html")
-    assert [kind.partition(";")[0] for kind in kinds] == ["text/css", "text/javascript"]
+    assert [kind.partition(";")[0] for kind in kinds] == ["image/svg+xml", "text/css", "text/javascript"]
 
 
 def test_where_no_model_is_everything_but_info_and_unload_says_what_to_do(tmp_path: Path) -> None:
