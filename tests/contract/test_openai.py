@@ -20,11 +20,11 @@ from fastapi import FastAPI
 from artifacts import as_adapter, as_model
 from engines import gateway_over
 from modelworks.api import openai as door
-from modelworks.web.dependencies import services
 from modelworks.core.nouns import Adapter, Model
 from modelworks.serve.engine import EngineStats
 from modelworks.serve.gateway import Gateway
 from modelworks.server import errors
+from modelworks.web.dependencies import services
 from tiny import tiny_adapter, tiny_llama
 
 LONG = 15_000  # tokens: minutes of work, so that only a cancel ends it
