@@ -62,8 +62,7 @@ async def stop_training(app: App, stopping: Stopping) -> wire.DoneOut:
     if job is None or translate.STATUS[job.state] != "training":
         raise Invalid("no training is running, so there is nothing to stop")
     status = translate.STATUS[(await cancelled(app, job.id, stopping)).state]
-    said = "stopped successfully" if status == "stopped" else f"is {status}"
-    return wire.DoneOut(status=status, message=f"Training {said}")
+    return wire.DoneOut(status=status, message=f"Training {status}{' successfully' if status == 'stopped' else ''}")
 
 
 @router.get("/api/models")
@@ -95,8 +94,7 @@ async def upload_dataset(request: Request, app: App) -> wire.UploadedOut:
         label = (await receive_form(request, inbox)).label or ""
         options = {"name": dataset_name(label), "on_bad_rows": "skip", "replace": "true"}
         made = await run_in_threadpool(import_upload, app, inbox.place_for(label), label, options)
-    errors = [str(problem) for problem in made.report.problems]
-    validation = {"valid": not made.report.bad_rows, "errors": errors}
+    validation = {"valid": not made.report.bad_rows, "errors": [str(problem) for problem in made.report.problems]}
     return wire.UploadedOut(filename=label, num_examples=made.dataset.rows, validation=validation)
 
 
@@ -116,8 +114,7 @@ async def generate(asked: wire.GenerateIn, request: Request, app: App) -> wire.G
         temperature=asked.temperature, top_p=asked.top_p,
     )  # fmt: skip
     answer = await while_there(request, collect(app, wanted))
-    spent = round((time.monotonic() - began) * 1000)
-    tokens = answer.end.completion_tokens
+    spent, tokens = round((time.monotonic() - began) * 1000), answer.end.completion_tokens
     return wire.GenerateOut(generated_text=answer.text, tokens_generated=tokens, generation_time_ms=spent)
 
 

@@ -17,13 +17,11 @@ TASKS, PROVIDERS, STRATEGIES = ([*get_args(each)] for each in (Task, Provider, S
 
 class StartIn(BaseModel):
     # Unknown keys are kept, so that they can be told.
-    model_config = ConfigDict(extra="allow", protected_namespaces=(), allow_inf_nan=False)
+    model_config = ConfigDict(extra="allow")
 
     task: Task = Field(description="supported: says which columns are learned, and how they are asked")
     model_name: str = Field(min_length=1, description="supported: a model that is here, by name or path")
-    dataset: str = Field(
-        min_length=1, description="supported: an uploaded one by name, or a file under an allowed path"
-    )
+    dataset: str = Field(min_length=1, description="supported: an uploaded one, or a file under an allowed path")
     provider: Provider = Field("huggingface", description="translated: all run on huggingface, which `message` says")
     strategy: Strategy = Field("sft", description="supported: dpo and rlhf learn from prompt, chosen, rejected")
     max_seq_length: int | None = Field(2048, ge=8, le=10**7, description="supported: lowered to what the model reads")
@@ -31,15 +29,11 @@ class StartIn(BaseModel):
     per_device_train_batch_size: int = Field(4, ge=1, le=2**16, description="supported")
     gradient_accumulation_steps: int = Field(4, ge=1, le=2**16, description="supported")
     max_steps: int = Field(-1, ge=-1, le=10**9, description="supported: above 0 it wins over the epochs")
-    learning_rate: float | None = Field(
-        None, gt=0, le=1, description="supported; by default the strategy's own, 2e-4 for sft and qlora"
-    )
-    lr_scheduler_type: str = Field(
-        "cosine", description="supported: cosine, linear, constant, constant_with_warmup; any other is cosine, told"
-    )
+    learning_rate: float | None = Field(None, gt=0, le=1, description="supported; by default the strategy's own")
+    lr_scheduler_type: str = Field("cosine", description="supported: also linear, constant; any other runs as cosine")
     warmup_ratio: float = Field(0.03, ge=0, lt=1, description="translated: warmup_steps, as a share")
-    weight_decay: float = Field(0.001, ge=0, description="supported")
-    max_grad_norm: float = Field(0.3, ge=0, description="supported")
+    weight_decay: float = Field(0.001, ge=0, le=1e6, description="supported")
+    max_grad_norm: float = Field(0.3, ge=0, le=1e6, description="supported")
     gradient_checkpointing: bool = Field(False, description="supported; by default off, where theirs is on")
     lora_r: int = Field(16, ge=1, le=256, description="supported")
     lora_alpha: int = Field(32, ge=1, le=2**20, description="supported")
@@ -47,7 +41,6 @@ class StartIn(BaseModel):
     bf16: bool = Field(False, description="translated: dtype bf16; false is auto")
     device: Literal["auto", "cuda", "mps", "cpu"] = Field("auto", description="translated: mps is auto")
     reward_model: str | None = Field(None, description="translated: what rlhf rewards by; not in their document")
-
     use_4bit: bool | None = Field(None, description="refused: only the strategy qlora loads the model in 4 bit")
     use_8bit: bool = Field(False, description="refused: nothing trains in 8 bit here")
     bnb_4bit_compute_dtype: str | None = Field(None, description="refused: computes in the training's dtype")
@@ -121,9 +114,7 @@ class UploadedOut(BaseModel):
     status: Literal["uploaded"] = Field("uploaded", description="supported")
     filename: str = Field(description="supported: with or without its ending the `dataset` of a training")
     num_examples: int = Field(description="supported: without repeated and empty ones")
-    validation: dict[str, bool | list[str]] = Field(
-        description="supported: valid, and errors, the first 20 with their lines; trainings refuse what is not valid"
-    )
+    validation: dict[str, bool | list[str]] = Field(description="supported: valid, and errors: the first 20 bad lines")
 
 
 class DatasetOut(BaseModel):
@@ -134,8 +125,6 @@ class DatasetOut(BaseModel):
 
 
 class GenerateIn(BaseModel):
-    model_config = ConfigDict(protected_namespaces=(), allow_inf_nan=False)
-
     model_id: int | str = Field(description="supported: also the model's name")
     prompt: str = Field(min_length=1, description="supported: asked as a turn of a chat")
     max_new_tokens: int = Field(100, ge=1, le=10**6, description="supported")

@@ -314,7 +314,7 @@ def test_a_training_that_ends_while_it_is_stopped_has_ended(door: Door) -> None:
     reply = door.client.post("/api/stop_training")
 
     ending.join()
-    assert reply.json() == {"status": "completed", "message": "Training is completed"}
+    assert reply.json() == {"status": "completed", "message": "Training completed"}
 
 
 def test_trained_models_are_listed_and_shown_by_number_name_and_id(door: Door, tmp_path: Path) -> None:
