@@ -28,6 +28,7 @@ class Pieces:
         self._job = job
         self._device = device
         self._chunk_elements = chunk_elements
+        self._size_bytes = sum(step.output.size_bytes for step in plan.steps)
         self._dtype = getattr(torch, plan.method.precision)
         self._steps = {step.source.name: step for step in plan.steps}
         self._base = stack.enter_context(Checkpoint.open(plan.base.path))
@@ -42,6 +43,8 @@ class Pieces:
             yield span
 
     def pieces(self, name: str) -> Iterator[Piece]:
+        # How often a method will look is not known, so this counts as nothing done yet.
+        self._job.progress(0, self._size_bytes, "bytes", stage="looking", tensor=name)
         for start, stop in self.spans(self._steps[name]):
             yield self.read(name, start, stop)
 
