@@ -76,7 +76,7 @@ class Page:
         )
 
     def _receive(self) -> dict[str, Any]:
-        message: dict[str, Any] = json.loads(self.socket.recv(ANSWER_SECONDS))
+        message: dict[str, Any] = json.loads(self.socket.recv(ANSWER_SECONDS + 10))
         if message.get("method") == "Log.entryAdded":
             self.said.append(message["params"]["entry"]["text"])
         return message
