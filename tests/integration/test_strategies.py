@@ -32,10 +32,20 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     folder = tmp_path_factory.mktemp("shelf")
     return {
         "tiny": model_at(tiny_llama(folder / "tiny")),
+        "sharp": model_at(sharp_llama(folder / "sharp"), "sharp"),
         "judge": model_at(tiny_judge(folder / "judge"), "judge"),
         "rows": conversations(folder / "rows", ANSWERS, ANSWERS[:4]),
         "pairs": preferences(folder / "pairs", PAIRS, validation=4),
     }
+
+
+def sharp_llama(folder: Path) -> Path:
+    """A tiny Llama that can prefer a token: with its small random head hardly anything could be learned by trying."""
+    tiny_llama(folder, tie_word_embeddings=False, dtype="float32")
+    tensors = load_file(folder / "model.safetensors")
+    tensors["lm_head.weight"] *= 10
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    return folder
 
 
 def tiny_judge(folder: Path) -> Path:
@@ -207,14 +217,19 @@ def test_cancelling_gets_out_at_once_and_publishes_nothing(
 def test_rlhf_trains_a_reward_model_and_then_follows_it(tmp_path: Path, inputs: dict[str, Any]) -> None:
     job = FakeJob(tmp_path, inputs=inputs)
 
-    result = run(spec("rlhf", params=RLHF | {"reward_steps": 12}), job)
+    asked = spec(
+        "rlhf", model="sharp", params=RLHF | {"reward_steps": 12, "num_generations": 8},
+        per_device_train_batch_size=16, lr_scheduler_type="constant",
+    )  # fmt: skip
+    result = run(asked, job)
 
     margins = [line["reward_model/margin"] for line in job.metrics if "reward_model/margin" in line]
     assert len(margins) == 12
-    assert sum(margins[-3:]) > sum(margins[:3])
-    # 20 prompts, 4 answers of one each step, twice
+    assert sum(margins[-3:]) > sum(margins[:3]) + 1
+    # 20 prompts, 8 answers to each of 2 a step, twice
     tries = [line for line in job.metrics if "loss" in line]
-    assert len(tries) == result["steps"] == 40
+    assert len(tries) == result["steps"] == 20
+    assert sum(line["reward"] for line in tries[-5:]) > 5 * (tries[0]["reward"] + 0.5)
     assert set(tries[0]) >= {"reward", "reward_std", "kl", "learning_rate", "grad_norm", "tokens_per_second"}
     assert isinstance(result["reward"], float)
     assert not any("score" in name for name in weights(job))

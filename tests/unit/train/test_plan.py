@@ -1,13 +1,15 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from modelworks.core.errors import Invalid, Unsupported
+from modelworks.core.nouns import AnyArtifact
 from modelworks.train.plan import check
 from modelworks.train.spec import TrainSpec
-from shelf import adapter_at, conversations, model_at
+from shelf import adapter_at, conversations, model_at, preferences
 from tiny import tiny_adapter, tiny_llama
 
 
@@ -45,3 +47,68 @@ def test_training_on_an_adapter_is_refused(tmp_path: Path) -> None:
 
     with pytest.raises(Unsupported, match="one is an adapter"):
         check(TrainSpec(model="one", dataset="rows"), {"one": adapter, "rows": rows})
+
+
+@pytest.fixture
+def inputs(tmp_path: Path) -> dict[str, AnyArtifact]:
+    return {
+        "tiny": model_at(tiny_llama(tmp_path / "tiny")),
+        "judge": model_at(tiny_llama(tmp_path / "judge", architectures=["LlamaForSequenceClassification"]), "judge"),
+        "rows": conversations(tmp_path / "rows", [("a", "b")], []),
+        "pairs": preferences(tmp_path / "pairs", [("a", "b", "c")]),
+    }
+
+
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        (
+            {"strategy": "dpo"},
+            r"rows holds conversations \(format messages\); dpo learns from preferences \(.*formats preference,",
+        ),
+        (
+            {"strategy": "sft", "dataset": "pairs"},
+            r"holds preferences .*; sft learns from conversations or plain text \(.*alpaca, .*text, or",
+        ),
+        ({"strategy": "qlora", "dataset": "pairs"}, "qlora learns from conversations or plain text"),
+        ({"strategy": "qlora", "tuning": "full"}, "tuning: qlora does not train every weight"),
+        ({"strategy": "rlhf"}, "params.reward_model: rlhf needs a judge of answers, and the conversations of rows"),
+        ({"strategy": "rlhf", "params": {"reward_model": "tiny"}}, "tiny gives no rating"),
+        (
+            {"strategy": "rlhf", "dataset": "pairs", "params": {"num_generations": 3}},
+            "3 answers a prompt do not divide the 4 of a step",
+        ),
+        ({"strategy": "rlhf", "dataset": "pairs", "params": {"max_new_tokens": 64}}, "64 leaves no room for a prompt"),
+    ],
+)
+def test_a_strategy_refuses_what_it_cannot_learn_from(
+    inputs: dict[str, AnyArtifact], asked: dict[str, Any], said: str
+) -> None:
+    spec = TrainSpec.model_validate({"model": "tiny", "dataset": "rows", "max_length": 64} | asked)
+
+    with pytest.raises(Invalid, match=said):
+        check(spec, inputs)
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        {"strategy": "qlora"},
+        {"strategy": "dpo", "dataset": "pairs"},
+        {"strategy": "rlhf", "dataset": "pairs", "params": {"max_new_tokens": 8}},
+        {"strategy": "rlhf", "params": {"reward_model": "judge", "max_new_tokens": 8}},
+    ],
+)
+def test_a_strategy_takes_what_it_can_learn_from(inputs: dict[str, AnyArtifact], asked: dict[str, Any]) -> None:
+    spec = TrainSpec.model_validate({"model": "tiny", "dataset": "rows", "max_length": 64} | asked)
+
+    check(spec, inputs)
+
+    assert set(spec.models) == {"tiny", *([spec.params["reward_model"]] if "reward_model" in spec.params else [])}
+
+
+def test_qlora_says_what_to_install(inputs: dict[str, AnyArtifact], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("modelworks.train.strategies.qlora.find_spec", lambda _name: None)
+
+    with pytest.raises(Unsupported, match="pip install bitsandbytes"):
+        check(TrainSpec(model="tiny", dataset="rows", strategy="qlora", max_length=64), inputs)
