@@ -49,7 +49,7 @@ def _complete(document: Json) -> None:
     _shorten_ids(document)
     for left in ("HTTPValidationError", "ValidationError"):
         schemas.pop(left, None)
-    _shorten_schemas(document)
+    _tidy_schemas(document)
 
 
 def _operations(document: Json) -> Iterator[tuple[str, str, Json]]:
@@ -155,11 +155,14 @@ def _shorten_ids(document: Json) -> None:
             operation["operationId"] = f"{path.split('/')[1]}_{name}"
 
 
-def _shorten_schemas(document: Json) -> None:
-    """`slm_InfoOut` instead of `modelworks__surfaces__slm__wire__InfoOut`, where two doors use one name."""
-    text = json.dumps(document)
+def _tidy_schemas(document: Json) -> None:
+    """Put every schema into one place, and write `slm_InfoOut` for `modelworks__surfaces__slm__wire__InfoOut`."""
+    text = json.dumps(document).replace('"#/$defs/', f'"{SCHEMAS}')
     for name in [name for name in document["components"]["schemas"] if "__" in name]:
         parts = name.split("__")
         text = text.replace(f'"{SCHEMAS}{name}"', f'"{SCHEMAS}{parts[-3]}_{parts[-1]}"')
         text = text.replace(f'"{name}":', f'"{parts[-3]}_{parts[-1]}":')
     document.update(json.loads(text))
+    for _, _, operation in _operations(document):
+        for content in operation.get("requestBody", {}).get("content", {}).values():
+            document["components"]["schemas"] |= content["schema"].pop("$defs", {})
