@@ -20,6 +20,18 @@ function colour(name) {
 }
 
 const HEIGHT = 260;
+const NICE = [1, 2, 5];
+
+/** Round numbers on a logarithmic axis; within one decade evenly apart, where powers of ten would leave it bare. */
+function logSplits(plot, axis, least, most) {
+  const first = Math.floor(Math.log10(least)), count = Math.ceil(Math.log10(most)) - first + 1;
+  const round = Array.from({ length: count }, (_, index) => NICE.map((nice) => nice * 10 ** (first + index))).flat();
+  const inside = round.filter((value) => value >= least && value <= most);
+  if (inside.length > 3) return inside;
+  const wanted = (most - least) / 3, power = 10 ** Math.floor(Math.log10(wanted));
+  const step = power * NICE.findLast((nice) => nice * power <= wanted);
+  return Array.from({ length: 12 }, (_, index) => (Math.ceil(least / step) + index) * step).filter((value) => value <= most);
+}
 
 /** A chart in `box`; `lines` are {label, token, width, faint}. draw(columns, logScale): the steps, then one column a line. */
 export class StepChart {
@@ -53,7 +65,7 @@ export class StepChart {
     this.plot = new window.uPlot({
       ...this.size(),
       scales: { x: { time: false }, y: this.logScale ? { distr: 3, range: (plot, least, most) => least == null ? [1, 10] : [least * 0.95, most * 1.05] } : {} },
-      axes: [{ ...axis, values: whole, size: 34 }, { ...axis, size: 64, filter: (plot, splits) => splits, values: (plot, splits) => splits.map((value) => value == null ? "" : this.format(value)) }],
+      axes: [{ ...axis, values: whole, size: 34 }, { ...axis, size: 64, filter: (plot, splits) => splits, ...(this.logScale ? { splits: logSplits } : {}), values: (plot, splits) => splits.map((value) => value == null ? "" : this.format(value)) }],
       series: [{ label: "Step" }, ...this.lines.map((line) => this.series(line))],
       cursor: { sync: { key: "steps" }, points: { size: 7 } },
       hooks: { setSelect: [(plot) => { this.zoomed = plot.select.width > 0; }] },
