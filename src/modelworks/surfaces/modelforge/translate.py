@@ -17,10 +17,9 @@ STATUS: dict[JobState, wire.Status] = {
     JobState.SUCCEEDED: "completed", JobState.FAILED: "failed", JobState.CANCELLED: "stopped",
 }  # fmt: skip
 SAME = (
-    "num_train_epochs", "per_device_train_batch_size", "gradient_accumulation_steps", "learning_rate", "weight_decay",
+    "num_train_epochs", "per_device_train_batch_size", "learning_rate", "gradient_accumulation_steps", "weight_decay",
     "max_grad_norm", "gradient_checkpointing", "lora_r", "lora_alpha", "lora_dropout", "strategy", "dataset",
 )  # fmt: skip
-PARAMS = ("num_train_epochs", "per_device_train_batch_size", "learning_rate")
 SCHEDULES = ("cosine", "linear", "constant", "constant_with_warmup")
 
 
@@ -56,7 +55,7 @@ def to_status(job: Job, progress: TrainingProgress) -> wire.StatusOut:
 
 
 def to_model(found: Model | Adapter, labels: JsonObject) -> wire.ModelDetailOut:
-    epochs, batch_size, rate = (float(str(found.recipe[name])) for name in PARAMS)
+    epochs, batch_size, rate = (float(str(found.recipe[name])) for name in SAME[:3])
     loss = found.metrics.get("train_loss")
     return wire.ModelDetailOut(
         id=found.number, name=found.name, created_at=found.created_at, size_mb=math.ceil(found.size_bytes / 1e6),
@@ -71,7 +70,5 @@ def to_model(found: Model | Adapter, labels: JsonObject) -> wire.ModelDetailOut:
 
 
 def to_dataset(found: Dataset) -> wire.DatasetOut:
-    size_mb = round(found.size_bytes / 1e6, 3)
-    return wire.DatasetOut(
-        filename=file_name(found), num_examples=found.rows, size_mb=size_mb, uploaded_at=found.created_at
-    )
+    size, at = round(found.size_bytes / 1e6, 3), found.created_at
+    return wire.DatasetOut(filename=file_name(found), num_examples=found.rows, size_mb=size, uploaded_at=at)

@@ -16,8 +16,7 @@ TASKS, PROVIDERS, STRATEGIES = ([*get_args(each)] for each in (Task, Provider, S
 
 
 class StartIn(BaseModel):
-    # Unknown keys are kept, so that they can be told.
-    model_config = ConfigDict(extra="allow")
+    model_config = ConfigDict(extra="allow")  # and told
 
     task: Task = Field(description="supported: says which columns are learned, and how they are asked")
     model_name: str = Field(min_length=1, description="supported: a model that is here, by name or path")
@@ -85,6 +84,7 @@ class DoneOut(BaseModel):
 
 class InfoOut(BaseModel):
     name: str = Field("ModelForge", description="supported: as the program answers, beyond its document")
+    description: str = Field("Fine-tuning by Modelworks", description="supported: as the program answers")
     providers: list[str] = Field(PROVIDERS, description="supported: both are taken, huggingface runs")
     strategies: list[str] = Field(STRATEGIES, description="supported")
     tasks: list[str] = Field(TASKS, description="supported")

@@ -6,13 +6,14 @@ import re
 import threading
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 
 from doors import Door, end, insert_job, open_door, report, start
 from forge import MODEL, ROWS, add_trained, as_lines
-from modelworks.core.nouns import EventType, Job, JsonObject
+from modelworks.core.nouns import Deployment, EventType, Job, JsonObject
 from modelworks.core.states import JobState
 from modelworks.store import jobs as queue
 from tiny import tiny_llama
@@ -373,6 +374,18 @@ def test_a_model_that_a_job_uses_is_not_deleted(door: Door, tmp_path: Path) -> N
     queue.insert_job(door.services.database, new)
 
     assert "is used by a job" in refused(door.client.delete(f"/api/models/{made.number}"), 409)
+
+
+def test_a_model_that_answers_somebody_is_not_deleted(door: Door, tmp_path: Path) -> None:
+    made = add_trained(door.services, tmp_path / "a", "mine")
+    deployment = Deployment(
+        id="d", model=made.base, model_name=MODEL, engine="native", device="cpu", created_at=made.created_at
+    )
+    busy = SimpleNamespace(deployment=deployment, adapters=("mine",), outstanding=2)
+    door.services.running_gateway = cast("Any", SimpleNamespace(deployments=lambda: (busy,)))
+
+    assert "mine is being served: 2 answers" in refused(door.client.delete(f"/api/models/{made.number}"), 409)
+    assert made.path.exists()
 
 
 @pytest.mark.parametrize("fields", [{"prompt": ""}, {"max_new_tokens": 0}, {"temperature": -1}, {"top_p": 0}])
