@@ -243,6 +243,7 @@ def test_rlhf_follows_a_finished_reward_model(tmp_path: Path, inputs: dict[str, 
 
     assert [line["step"] for line in job.metrics] == [1, 2]
     assert all(line["reward_std"] > 0 for line in job.metrics)
+    assert [parent.role for parent in job.drafts[0].parents] == ["base", "data", "judge"]
 
 
 def test_provider_unsloth_is_replaced_and_told(tmp_path: Path, inputs: dict[str, Any]) -> None:

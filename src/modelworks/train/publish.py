@@ -6,7 +6,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from modelworks.core.nouns import ArtifactKind, Dataset, Draft, JsonObject, Model, Parent
+from modelworks.core.nouns import AnyArtifact, ArtifactKind, Draft, JsonObject, Parent
 from modelworks.train.strategy import Setup
 
 _WEIGHTS = (".safetensors", ".safetensors.index.json")
@@ -20,13 +20,14 @@ def publish(setup: Setup, network: Any, metrics: dict[str, float], counts: JsonO
     facts = _write_adapter(setup, network, folder) if is_adapter else _write_model(setup, network, folder)
     (folder / "README.md").write_text(_card(setup, metrics, counts), encoding="utf-8")
     recipe = {**spec.model_dump(mode="json"), "learning_rate": setup.learning_rate, "kind": "train"}
+    judges = (_parent("judge", setup.job.inputs[name]) for name in spec.models[1:])
     setup.job.publish(
         Draft(
             kind=ArtifactKind.ADAPTER if is_adapter else ArtifactKind.MODEL,
             name=spec.published_name,
             folder=folder,
             facts=facts,
-            parents=(_parent("base", setup.model), _parent("data", setup.dataset)),
+            parents=(_parent("base", setup.model), _parent("data", setup.dataset), *judges),
             recipe=recipe,
             metrics=metrics,
             replace=spec.replace,
@@ -67,7 +68,7 @@ def _write_model(setup: Setup, network: Any, folder: Path) -> JsonObject:
     }
 
 
-def _parent(role: str, artifact: Model | Dataset) -> Parent:
+def _parent(role: str, artifact: AnyArtifact) -> Parent:
     return Parent(role, artifact.kind, artifact.id, artifact.name, artifact.digest)
 
 
