@@ -10,9 +10,10 @@ from pathlib import Path
 
 from modelworks.app.dataset_files import dataset_called, dataset_name
 from modelworks.app.services import Services
+from modelworks.app.training import shortened
 from modelworks.core.errors import ModelworksError, NotFound
 from modelworks.core.hashing import hash_file
-from modelworks.core.nouns import Job, JsonObject, Model
+from modelworks.core.nouns import Job, JsonObject
 from modelworks.data.reading import read_rows
 from modelworks.data.spec import ImportSpec
 
@@ -48,12 +49,8 @@ def queue_training(services: Services, spec: Mapping[str, object]) -> Queued:
     """
     model = services.catalog.model(str(spec["model"]))
     dataset = dataset_called(services, called := str(spec["dataset"]))
-    wanted, limit = spec.get("max_length"), model.context_length if isinstance(model, Model) else 0
-    body: dict[str, object] = {**spec, "dataset": called if called == dataset.id else dataset.name}
-    notes: tuple[str, ...] = ()
-    if isinstance(wanted, int) and 0 < limit < wanted:
-        body["max_length"] = limit
-        notes = (f"rows are cut at {limit} tokens, not at {wanted}: {model.name} reads no more",)
+    shorter, notes = shortened(spec, model)
+    body = {**spec, **shorter, "dataset": called if called == dataset.id else dataset.name}
     return Queued(services.submit("train", body), notes)
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from modelworks.app.dataset_files import dataset_called
 from modelworks.app.services import Services
-from modelworks.app.training import unfinished_training
+from modelworks.app.training import shortened, unfinished_training
 from modelworks.core.errors import Conflict, Invalid, NotFound
 from modelworks.core.nouns import Adapter, AnyArtifact, Dataset, Job, JsonObject, Model
 from modelworks.core.registry import choose
@@ -54,7 +54,7 @@ def start_alone(services: Services, spec: Mapping[str, object], task: str) -> St
         name = dataset.id if called == dataset.id else dataset.name
         notes = check_fits(dataset, task, str(spec.get("strategy", "sft")))
         model = services.catalog.model(str(spec["model"]))
-        length, note = _shortened(spec, model)
+        length, note = shortened(spec, model)
         alias = _unused_alias(services)
         job = services.submit(
             "train",
@@ -154,14 +154,6 @@ def _fits(form: Format, wanted: str | None, strategy: str) -> bool:
 
 def _needs(form: Format) -> str:
     return ", ".join(need.replace("|", " or ") for need in (*form.needs, *form.optional))
-
-
-def _shortened(spec: Mapping[str, object], model: Model | Adapter) -> tuple[JsonObject, tuple[str, ...]]:
-    wanted = spec.get("max_length")
-    if not isinstance(model, Model) or not isinstance(wanted, int) or not 0 < model.context_length < wanted:
-        return {}, ()
-    limit = model.context_length
-    return {"max_length": limit}, (f"rows are cut at {limit} tokens, not at {wanted}: {model.name} reads no more",)
 
 
 def _name_of(model: AnyArtifact) -> str:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from modelworks.app.services import Services
-from modelworks.core.nouns import Event, EventType, Job, JsonValue
+from modelworks.core.nouns import Adapter, Event, EventType, Job, JsonObject, JsonValue, Model
 from modelworks.core.states import JobState
 from modelworks.store import events
 
@@ -54,6 +55,15 @@ def progress_of(services: Services, job: Job) -> TrainingProgress:
 def unfinished_training(services: Services) -> list[Job]:
     """Every training that waits or runs, oldest first."""
     return services.jobs(states=(JobState.QUEUED, JobState.RUNNING), kind="train", limit=1000)[::-1]
+
+
+def shortened(spec: Mapping[str, object], model: Model | Adapter) -> tuple[JsonObject, tuple[str, ...]]:
+    """What to change in a TrainSpec's body where the model reads less than a row may have, and how to tell it."""
+    wanted = spec.get("max_length")
+    if not isinstance(model, Model) or not isinstance(wanted, int) or not 0 < model.context_length < wanted:
+        return {}, ()
+    limit = model.context_length
+    return {"max_length": limit}, (f"rows are cut at {limit} tokens, not at {wanted}: {model.name} reads no more",)
 
 
 def _number_of(event: Event) -> int:
