@@ -32,17 +32,13 @@ def scaled_sum(deltas: Tensor, scale: float) -> Tensor:
 
 def prepare_ties(look: Look, rate: float, scale: float) -> Combine:
     """TIES with one threshold a model and tensor; a sign that is undecided counts as plus."""
-    import torch
-
     thresholds = {
         name: kth_smallest(_count(look, [name]), int(size * rate)) for name, size in look.sizes.items() if size
     }
 
     def combine(piece: Piece) -> Tensor:
         kept = piece.deltas * (piece.deltas.abs() >= thresholds[piece.name])
-        elected = torch.sign(_added_up(kept))
-        elected[elected == 0] = 1.0
-        agreeing, count = _agreeing(kept, elected)
+        agreeing, count = _agreeing(kept, _added_up(kept).sign(), 1.0)
         return scale * (_added_up(agreeing) / count)
 
     return combine
@@ -57,16 +53,14 @@ def prepare_ties_of_whole_model(look: Look, rate: float, scale: float) -> Combin
 
     def elect(piece: Piece) -> tuple[Tensor, Tensor]:
         kept = piece.deltas * (piece.deltas.abs() >= threshold)
-        return kept, torch.sign(_added_up_exactly(kept).to(kept.dtype))
+        return kept, _added_up_exactly(kept).to(kept.dtype).sign()
 
     votes = sum(int(elect(piece)[1].sum(dtype=torch.int64)) for name in names for piece in look.pieces(name))
     majority = float((votes > 0) - (votes < 0))
 
     def combine(piece: Piece) -> Tensor:
-        kept, elected = elect(piece)
-        elected[elected == 0] = majority
-        agreeing, count = _agreeing(kept, elected)
-        return scale * (_added_up_exactly(agreeing).to(kept.dtype) / count)
+        agreeing, count = _agreeing(*elect(piece), majority)
+        return scale * (_added_up_exactly(agreeing).to(agreeing.dtype) / count)
 
     return combine
 
@@ -75,10 +69,14 @@ def _count(look: Look, names: Sequence[str]) -> Tensor:
     return count_magnitudes(piece.deltas for name in names for piece in look.pieces(name))
 
 
-def _agreeing(kept: Tensor, elected: Tensor) -> tuple[Tensor, Tensor]:
-    """What has the elected sign, the rest as zeros; and how many models have, in float32, at least 1."""
-    agrees = ((elected > 0) & (kept > 0)) | ((elected < 0) & (kept < 0))
-    return kept * agrees, agrees.sum(dim=0).float().clamp(min=1.0)
+def _agreeing(kept: Tensor, elected: Tensor, undecided: float) -> tuple[Tensor, Tensor]:
+    """What has the elected sign, the rest as zeros; and how many models have, in float32, at least 1.
+
+    Signs and counts are small whole numbers: bfloat16 holds them exactly, and computes faster than masks do.
+    """
+    signs = elected + (elected == 0).to(elected.dtype) * undecided
+    agrees = (kept * signs > 0).to(kept.dtype)
+    return kept * agrees, _added_up(agrees).float().clamp(min=1.0)
 
 
 def _added_up(rows: Tensor) -> Tensor:
