@@ -15,7 +15,6 @@ def main() -> int:
     parser.add_argument("--dashboard-port", type=int, default=5000, help="port of the dashboard (default: 5000)")
     parser.add_argument("--host", help="address to listen on (default: 127.0.0.1)")
     flags = vars(parser.parse_args())
-    # The dashboard stands at the root of the merging port.
     ports = {flags.pop("port"): Persona.FINETUNING_API, flags.pop("dashboard_port"): Persona.MERGING_API}
     return launch(ports, {key: value for key, value in flags.items() if value is not None})
 

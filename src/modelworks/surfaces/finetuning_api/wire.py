@@ -19,9 +19,7 @@ class FinetuneIn(BaseModel):
     model_config = ConfigDict(extra="allow", protected_namespaces=(), allow_inf_nan=False, json_schema_extra=EXAMPLES)
 
     dataset_name: str = Field(min_length=1, description="supported: a name, or a file under an allowed path")
-    model_name: str = Field(
-        "unsloth/llama-3-8b-bnb-4bit", min_length=1, description="supported: a model that is here, by name or path"
-    )
+    model_name: str = Field("unsloth/llama-3-8b-bnb-4bit", min_length=1, description="supported: by name or path")
     max_seq_length: int = Field(2048, ge=8, le=10**7, description="supported: lowered to what the model reads, told")
     num_train_epochs: float = Field(3, gt=0, le=10**6, description="supported, where max_steps is not above 0")
     per_device_train_batch_size: int = Field(2, ge=1, le=2**16, description="supported")
@@ -85,7 +83,10 @@ class JobsOut(BaseModel):
 
 class LogsOut(BaseModel):
     job_id: str = Field(description="supported")
-    logs: list[JsonObject] = Field(description="supported: every entry, as training_logs.jsonl has it")
+    logs: list[JsonObject] = Field(
+        description="supported: every entry, as training_logs.jsonl has it: timestamp, type, level, message; of a "
+        "training_step also step, epoch, step_time, learning_rate, loss, grad_norm"
+    )
 
 
 class CancelOut(BaseModel):
