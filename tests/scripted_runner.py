@@ -30,8 +30,10 @@ def execute(order: RunOrder, job: JobContext) -> JsonObject:
         time.sleep(float(str(spec.get("step_seconds", 0.01))))
         if spec.get("die_pausing") and job.pausing:
             os.kill(os.getpid(), signal.SIGKILL)
-        job.metric(step, loss=1.0 / step)
-        mark.write_text(str(step))
+        try:
+            job.metric(step, loss=1.0 / step)
+        finally:
+            mark.write_text(str(step))
         if spec.get("die_at") == step:
             os.kill(os.getpid(), signal.SIGKILL)
     if spec.get("refuse"):
