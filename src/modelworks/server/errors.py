@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from http import HTTPStatus
+from typing import cast
 
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
@@ -169,7 +170,13 @@ class LastResort:
 
 
 def _invalid(details: Sequence[Mapping[str, object]]) -> Invalid:
-    problems = tuple(Problem(_where(detail["loc"]), str(detail["msg"])) for detail in details)
+    problems = tuple(
+        # Its place is an offset, which says nothing next to the names of fields.
+        Problem("the body", f"not JSON: {cast('Mapping[str, object]', detail['ctx'])['error']}")
+        if detail["type"] == "json_invalid"
+        else Problem(_where(detail["loc"]), str(detail["msg"]))
+        for detail in details
+    )
     return Invalid("; ".join(str(problem) for problem in problems), problems=problems)
 
 

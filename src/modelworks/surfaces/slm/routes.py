@@ -24,6 +24,7 @@ from modelworks.web.streaming import data, stream
 
 router = APIRouter(prefix="/slm", tags=["SLM API"])
 App = Annotated[Services, Depends(services)]
+STREAMED = {"itemSchema": wire.EventOut.model_json_schema()}
 CHAT_PAGE = files("modelworks") / "pages" / "static" / "chat.html"
 
 
@@ -73,7 +74,7 @@ async def generate(asked: wire.GenerateIn, request: Request, app: App) -> wire.G
 @router.post(
     "/stream",
     response_class=Response,
-    responses={200: {"description": "one JSON object an event", "content": {"text/event-stream": {}}}},
+    responses={200: {"description": "one JSON object an event", "content": {"text/event-stream": STREAMED}}},
 )
 async def generate_stream(asked: wire.GenerateIn, request: Request, app: App) -> Response:
     """Answer word by word, as server-sent events; loads the model if need be."""

@@ -44,6 +44,16 @@ class GenerateOut(BaseModel):
     settings: SettingsOut = Field(description="supported")
 
 
+class EventOut(BaseModel):
+    """One event of a stream: a status, or a piece of the answer."""
+
+    status: str | None = Field(None, description="supported: what is done now; the last is Response complete!")
+    text: str | None = Field(None, description="supported: a word and the blanks behind it")
+    full_text: str | None = Field(None, description="supported: the answer so far, without white space around it")
+    is_complete: bool | None = Field(None, description="supported: true on the last piece")
+    device_used: str | None = Field(None, description="supported: cpu or cuda, beside the last status")
+
+
 class InfoOut(BaseModel):
     model_config = ConfigDict(protected_namespaces=())
 
