@@ -150,7 +150,6 @@ RAN: dict[str, list[Step]] = {
     "collisions": [
         # Any form of a job's id is taken at any job's address.
         Step("GET 8000 /jobs/{training}"),
-        Step("GET 8000 /modelworks/jobs/{training}", types_only=True),
     ],
     "s0-merging-api": [
         Step("GET 5000 /api/jobs/{merge}"),

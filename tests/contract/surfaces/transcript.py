@@ -18,6 +18,7 @@ FOLDER = Path(__file__).parent / "transcripts"
 UUID = r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}"
 VOLATILE = (
     (UUID, "<uuid>"),
+    (r"(?<=no trained model is called )\d+", "<number>"),
     (r"train_\d{6}\b", "<train_NNNNNN>"),
     (r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z", "<time, milliseconds, Z>"),
     (r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ", "<time, seconds, Z>"),
@@ -30,13 +31,14 @@ VOLATILE = (
 SAID = {"response", "full_response", "result", "generated_text", "text", "full_text"}
 MEASURED = {
     "loss", "learning_rate", "grad_norm", "step_time", "eta_seconds", "size_mb", "generation_time_ms", "final_loss",
-    "tokens_generated", "perplexity", "cuda_available", "epoch", "size_bytes", "parameters", "memory_bytes",
+    "tokens_generated", "perplexity", "cuda_available", "epoch", "seq", "number", "size_bytes",
+    "parameters", "memory_bytes", "pid",
 }  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Step:
-    """One request: `line` is method, port and path; `{job}` in it is what an earlier step kept by that name."""
+    """One request: `line` is method, port and path; `{job}` in it or the body is what an earlier step kept so."""
 
     line: str
     body: Any = None
@@ -55,15 +57,14 @@ def play(world: World, steps: Sequence[Step], kept: dict[str, str]) -> list[dict
 
 
 def _exchange(world: World, step: Step, kept: dict[str, str]) -> dict[str, Any]:
-    method, port, path = step.line.split(" ", 2)
-    for name, value in kept.items():
-        path = path.replace("{" + name + "}", value)
-    sent: dict[str, Any] = {"json": step.body} if step.body is not None else {}
+    method, port, path = _filled(step.line, kept).split(" ", 2)
+    sent: dict[str, Any] = {"content": _filled(json.dumps(step.body), kept)} if step.body is not None else {}
     if step.raw is not None:
         sent = {"content": step.raw}
     if step.files is not None:
         sent = {"files": step.files}
-    reply = world.http.request(method, world.url(path, int(port)), headers=step.headers, **sent)
+    headers = step.headers | ({"Content-Type": "application/json"} if "content" in sent else {})
+    reply = world.http.request(method, world.url(path, int(port)), headers=headers, **sent)
     for name, key in step.keep.items():
         assert reply.is_success, reply.text
         kept[name] = str(reply.json()[key])
@@ -84,6 +85,12 @@ def _exchange(world: World, step: Step, kept: dict[str, str]) -> dict[str, Any]:
     }
 
 
+def _filled(text: str, kept: dict[str, str]) -> str:
+    for name, value in kept.items():
+        text = text.replace("{" + name + "}", value)
+    return text
+
+
 def _body(reply: httpx2.Response, media_type: str) -> Any:
     if media_type.endswith("json"):
         return reply.json()
@@ -100,8 +107,12 @@ def shape(value: Any, key: str = "") -> Any:
         return {name: shape(found, name) for name, found in sorted(value.items())}
     if isinstance(value, list):
         return _distinct([shape(item, key) for item in value])
+    if key == "eta_seconds":
+        return "<float or null>"
     if value is None:
         return None
+    if key == "id" and isinstance(value, int):
+        return "<number>"
     if key in SAID or key in MEASURED:
         return f"<{type(value).__name__}>"
     if isinstance(value, str):
