@@ -12,7 +12,7 @@ from modelworks.core.nouns import Event, EventType, File, Job, JsonObject, JsonV
 from modelworks.core.states import JobState
 
 T = TypeVar("T")
-_EVENT_ID = re.compile(r"ftevent-(.+)-(\d+)")
+_EVENT_ID = re.compile(r"ftevent-(.+)-(\d{1,9})")
 _METHODS = {"sft": "supervised", "qlora": "supervised"}
 _LEVELS = {"warning": "warn", "error": "error"}
 _METRICS = {"loss": "train_loss", "mean_token_accuracy": "train_mean_token_accuracy"}

@@ -93,7 +93,9 @@ def create(services: Services, body: Mapping[str, object]) -> Job:
     unknown = body.keys() - own - FineTuning.model_fields.keys()
     if unknown:
         known = own | FineTuning.model_fields.keys()
-        raise _refused(Invalid, *(Problem(key, "unknown field", nearest(key, known)) for key in sorted(unknown)))
+        raise _refused(
+            Invalid, *(Problem(key, "unknown field", nearest(key, known)) for key in map(_legible, sorted(unknown)))
+        )
     asked = parse_spec(FineTuning, {key: value for key, value in body.items() if key not in own}, where="job")
     hyperparameters = _hyperparameters(asked)
     try:
@@ -112,8 +114,7 @@ def create(services: Services, body: Mapping[str, object]) -> Job:
         spec["max_length"] = min(length, TrainSpec.model_fields["max_length"].default)
     spec |= _training_words(hyperparameters) | extensions
     if hyperparameters.learning_rate_multiplier is not None:
-        rate = spec.get("learning_rate") or _default_rate(spec)
-        spec["learning_rate"] = rate * hyperparameters.learning_rate_multiplier
+        spec["learning_rate"] = _rate(spec) * hyperparameters.learning_rate_multiplier
     labels: JsonObject = {"fine_tuning": asked.model_dump(mode="json", exclude_none=True)}
     return services.submit("train", spec, job_id=job_id, aliases=(JOB_PREFIX + job_id,), labels=labels)
 
@@ -166,12 +167,11 @@ def resolved(job: Job) -> JsonObject:
     """The hyperparameters that a training runs with, in OpenAI's words."""
     spec = parse_spec(TrainSpec, job.spec)
     _, params = choose_strategy(spec)
-    rate = _default_rate(job.spec)
     words: JsonObject = {
         # A share of an epoch, which OpenAI does not know, is told as it is.
         "n_epochs": int(spec.num_train_epochs) if spec.num_train_epochs % 1 == 0 else spec.num_train_epochs,
         "batch_size": spec.per_device_train_batch_size * spec.gradient_accumulation_steps,
-        "learning_rate_multiplier": round((spec.learning_rate or rate) / rate, 6),
+        "learning_rate_multiplier": round(_rate(job.spec) / _rate(job.spec | {"learning_rate": None}), 6),
     }
     return words | ({"beta": params.beta} if hasattr(params, "beta") else {})
 
@@ -217,11 +217,11 @@ def _hyperparameters(asked: FineTuning) -> Hyperparameters:
     return asked.hyperparameters
 
 
-def _default_rate(spec: Mapping[str, Any]) -> float:
+def _rate(spec: Mapping[str, Any]) -> float:
     read = parse_spec(TrainSpec, spec, where="job")
     strategy, _ = choose_strategy(read)
     # One without a rate does not train every weight, which is refused when the job is submitted.
-    return strategy.learning_rates.get(read.tuning, 1e-5)
+    return read.learning_rate or strategy.learning_rates.get(read.tuning, 1e-5)
 
 
 def _training_words(asked: Hyperparameters) -> JsonObject:
@@ -241,6 +241,11 @@ def _name_for(asked: FineTuning, job_id: str) -> str:
     if not _BASE.fullmatch(base):
         base = _legal(base.rstrip("/").rsplit("/", 1)[-1]) or "model"
     return f"ft:{base}:{ORGANIZATION}:{_legal(asked.suffix or '')}:{job_id[-8:]}"
+
+
+def _legible(key: str) -> str:
+    """JSON can hold half a character (a lone surrogate), an answer in UTF-8 cannot."""
+    return key.encode(errors="replace").decode()
 
 
 def _legal(text: str) -> str:

@@ -72,4 +72,5 @@ class TrainSpec(Spec):
 
     @property
     def published_name(self) -> str:
-        return self.name or f"{self.model.rstrip('/').rsplit('/', 1)[-1]}-{self.dataset.rstrip('/').rsplit('/', 1)[-1]}"
+        model, dataset = (name.rstrip("/").rsplit("/", 1)[-1] for name in (self.model, self.dataset))
+        return self.name or f"{model}-{dataset}".replace(":", "-")
