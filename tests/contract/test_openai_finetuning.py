@@ -256,6 +256,21 @@ def test_what_cannot_be_meant_is_refused_by_name(
     assert list(client.fine_tuning.jobs.list()) == []
 
 
+@pytest.mark.parametrize(
+    ("fields", "status"), [({"model": "\ud800"}, 404), ({"training_file": "\ud800"}, 404), ({"\ud800": 1}, 400)]
+)
+def test_half_a_character_is_refused_like_any_wrong_word(
+    client: openai.OpenAI, fields: dict[str, Any], status: int
+) -> None:
+    body = json.dumps({"model": "org/tiny", "training_file": send(client)} | fields)
+
+    reply = httpx2.post(
+        f"{client.base_url}fine_tuning/jobs", content=body, headers={"Content-Type": "application/json"}
+    )
+
+    assert (reply.status_code, reply.json()["error"]["type"]) == (status, "invalid_request_error")
+
+
 def test_jobs_are_paged_newest_first_and_found_by_their_metadata(client: openai.OpenAI) -> None:
     file_id = send(client)
     told = [{"team": "a"}, {"team": "b"}, None, {"team": "a", "x": "y"}]

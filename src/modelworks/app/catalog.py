@@ -230,8 +230,8 @@ class Catalog:
         except Denied:
             if is_path:
                 raise
-        except OSError:
-            # Longer than the file system takes: no folder has such a name.
+        except (OSError, UnicodeEncodeError):
+            # Longer than the file system takes, or no text: no folder has such a name.
             pass
         return None
 

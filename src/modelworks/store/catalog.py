@@ -71,6 +71,9 @@ def add(database: Database, publication: Publication) -> AnyArtifact:
 
 def find(database: Database, home: Path, shelf: str, name_or_id: str) -> AnyArtifact | None:
     """Return what a name, an alias or an id means now."""
+    # No name of ours holds anything else, and half a character would be an error of the database.
+    if not name_or_id.isascii():
+        return None
     with database.read() as connection:
         pointed = _pointed(connection, shelf, name_or_id) or name_or_id
         query = select(artifacts).where(artifacts.c.id == pointed, artifacts.c.removed_at.is_(None))
