@@ -14,6 +14,7 @@ from urllib.parse import quote
 import httpx2
 from pydantic import TypeAdapter
 
+from modelworks.app.answers import DeploymentStatus
 from modelworks.core import errors
 from modelworks.core.errors import ModelworksError, Problem, Unavailable
 from modelworks.core.nouns import Adapter, Dataset, Event, EventType, Job, JsonObject, Model
@@ -30,6 +31,7 @@ RETRY_SECONDS = 0.5
 
 _JOB, _EVENT, _DATASET = TypeAdapter(Job), TypeAdapter(Event), TypeAdapter(Dataset)
 _MODEL: TypeAdapter[Model | Adapter] = TypeAdapter(Model | Adapter)
+_DEPLOYMENT, _DEPLOYMENTS = TypeAdapter(DeploymentStatus), TypeAdapter(list[DeploymentStatus])
 
 
 class Client:
@@ -177,16 +179,17 @@ class Client:
     def lineage(self, name: str) -> JsonObject:
         return self._object("GET", f"/modelworks/models/{quote(name)}/lineage")
 
-    def deployments(self) -> list[JsonObject]:
-        return self._list("GET", "/modelworks/deployments")
+    def deployments(self) -> list[DeploymentStatus]:
+        return _DEPLOYMENTS.validate_json(self._send("GET", "/modelworks/deployments"))
 
-    def load(self, model: str) -> JsonObject:
-        """Start an engine for `model` before the first question needs it."""
-        return self._object("POST", "/modelworks/deployments/load", json={"model": model})
+    def load(self, model: str, *, device: str | None = None, replicas: int = 1) -> DeploymentStatus:
+        """Have at least so many engines ready for `model`; those that are missing are started on `device`."""
+        body = {"model": model, "device": device, "replicas": replicas}
+        return _DEPLOYMENT.validate_json(self._send("POST", "/modelworks/deployments/load", json=body))
 
-    def unload(self, model: str) -> None:
-        """End the engine of `model`; its memory is free afterwards."""
-        self._send("POST", "/modelworks/deployments/unload", json={"model": model})
+    def unload(self, model: str, *, one: bool = False) -> None:
+        """End the engines of `model`, or one of them; their memory is free afterwards."""
+        self._send("POST", f"/modelworks/deployments/{'remove' if one else 'unload'}", json={"model": model})
 
     def chat(self, model: str, messages: Sequence[Mapping[str, str]], **options: object) -> Iterator[str]:
         """Yield the answer piece by piece; options are those of OpenAI's chat completions."""

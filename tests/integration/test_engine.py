@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Awaitable, Callable
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -37,7 +38,7 @@ def shelf(tmp_path_factory: pytest.TempPathFactory) -> list[Model | Adapter]:
 
 
 def with_gateway(
-    shelf: list[Model | Adapter], logs: Path, play: Callable[[Gateway], Awaitable[None]], **how: int
+    shelf: list[Model | Adapter], logs: Path, play: Callable[[Gateway], Awaitable[None]], **how: Any
 ) -> None:
     async def run() -> None:
         async with gateway_over(shelf, logs, **how) as gateway:

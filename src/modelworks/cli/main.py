@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import click
 
 import modelworks
-from modelworks.cli import host, jobs, run, show, talk
+from modelworks.cli import host, jobs, run, serving, show, talk
 from modelworks.cli.options import Group, Session
 from modelworks.core import errors
 
@@ -47,6 +47,8 @@ for command in (
     jobs.jobs, show.models, show.datasets, host.doctor, host.config,
 ):  # fmt: skip
     cli.add_command(command)
+for command in (serving.list_served, serving.load_model, serving.unload_model):
+    show.models.add_command(command)
 
 
 def run_command(arguments: Sequence[str]) -> int:

@@ -36,7 +36,8 @@ def test_lists_and_slots_are_read_from_plain_text(tmp_path: Path) -> None:
 def test_an_unknown_setting_names_its_source_and_the_nearest_name(tmp_path: Path) -> None:
     environment = {"MODELWORKS_PROT": "3", "XDG_CONFIG_HOME": str(tmp_path)}
 
-    with pytest.raises(Invalid, match=r"MODELWORKS_PROT: prot: unknown key \(did you mean port or personas or host\?\)"):
+    said = r"MODELWORKS_PROT: prot: unknown key \(did you mean port or personas or host\?\)"
+    with pytest.raises(Invalid, match=said):
         load_settings({}, environment, tmp_path)
 
 

@@ -1,0 +1,86 @@
+"""`models ps`, `load` and `unload`: what a running server serves, on how many engines and devices."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import click
+
+from modelworks.cli import render
+from modelworks.cli.options import Command, Session, pass_session
+from modelworks.core.errors import Unavailable
+
+if TYPE_CHECKING:
+    from modelworks.client import Client
+
+
+@contextmanager
+def server_client(session: Session) -> Iterator[Client]:
+    """A client of --server, else of this workspace's server.
+
+    Raises:
+        Unavailable: there is none.
+    """
+    # Here, since every command of the command line would wait for these imports.
+    from modelworks.app.presence import running_server
+    from modelworks.client import Client
+
+    own = running_server(session.settings)
+    url = session.settings.server or (own.url if own else None)
+    if url is None:
+        raise Unavailable(f"no server runs on {session.settings.home}; start one with modelworks serve")
+    key = session.settings.api_key
+    with Client(url, key.get_secret_value() if key else None) as client:
+        yield client
+
+
+@click.command(cls=Command, name="ps", example="modelworks models ps --json")
+@pass_session
+def list_served(session: Session) -> None:
+    """List what the server serves: a line for each engine."""
+    with server_client(session) as client:
+        found = client.deployments()
+    if session.json:
+        for item in found:
+            render.print_json(item)
+        return
+    rows = [
+        [item.deployment.model_name, replica.device, replica.state.value, replica.outstanding, replica.pid or "-",
+         ", ".join(item.adapters) or "-"]
+        for item in found
+        for replica in item.replicas
+    ]  # fmt: skip
+    headings = ("model", "device", "state", "requests", "process", "adapters")
+    render.print_table(headings, rows, empty="nothing is loaded; the first question loads a model")
+
+
+@click.command(cls=Command, name="load", example="modelworks models load me/first --replicas 2 --device cpu")
+@click.argument("name")
+@click.option("--device", metavar="DEVICE", help="cpu, cuda, cuda:N or auto: the freest GPU, else the CPU.")
+@click.option("--replicas", type=click.IntRange(1, 64), default=1, metavar="N", help="Engines that share its requests.")
+@pass_session
+def load_model(session: Session, name: str, device: str | None, replicas: int) -> None:
+    """Have a model, adapter or entry ready to answer, on at least so many engines."""
+    with server_client(session) as client:
+        status = client.load(name, device=device, replicas=replicas)
+    if session.json:
+        render.print_json(status)
+    else:
+        devices = ", ".join(replica.device for replica in status.replicas)
+        click.echo(f"{name}  {status.state.value} on {devices}")
+
+
+@click.command(cls=Command, name="unload", example="modelworks models unload me/first --one")
+@click.argument("name")
+@click.option("--one", is_flag=True, help="End one engine only; the others go on.")
+@pass_session
+def unload_model(session: Session, name: str, one: bool) -> None:
+    """Let running answers end, then end the engines of a model and free their memory."""
+    with server_client(session) as client:
+        client.unload(name, one=one)
+    if session.json:
+        render.print_json({"model": name, "unloaded": "one" if one else "all"})
+    else:
+        click.echo(f"{name}  unloaded")
