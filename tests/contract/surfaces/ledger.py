@@ -23,8 +23,8 @@ RESPONSES = (
     "S2-05", "S2-07", "S2-15",
     "S4-04", "S4-05", "S4-07", "S4-09", "S4-10",
 )  # fmt: skip
-# Files the documents name, looked for by test_samples.py where a server makes them.
-FILES = ("S2-14",)
+# Files the documents name: those a server makes are looked for by test_samples.py, the one it reads is read there.
+FILES = ("S2-14", "S3-02")
 # Nothing a server of ours could answer.
 TOLD = {
     "S0-01": "installs the original program",
@@ -32,7 +32,6 @@ TOLD = {
     "S0-18": "an image of the original program; its command is that of S0-02",
     "S0-19": "looks at the log file for ever",
     "S2-01": "installs the original program",
-    "S3-02": "has a comment where its value should be; the tests of custom entries read it with a value in its place",
     "S4-01": "trains by the original's scripts, which are not part of its API",
     "S4-17": "a change to the original's source",
     "S4-19": "as S0-17",

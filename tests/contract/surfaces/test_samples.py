@@ -18,6 +18,7 @@ from contract.surfaces.blocks import blocks, document
 from contract.surfaces.ledger import FILES, REQUEST_LINES, REQUESTS, RESPONSES, taken
 from contract.surfaces.shapes import differences, sample
 from contract.surfaces.world import DATASET_PATH, MERGING, ROWS_TEXT, SAMPLE_JOB, Sources, World, serving
+from modelworks.serve.entries import read_entries
 
 
 @pytest.fixture(scope="module")
@@ -230,3 +231,15 @@ def test_s3_every_row_of_the_documents_table_answers(world: World) -> None:
     added = world.post("/api/v1/model_name/add", 9999, json={"device": "cpu"})
     removed = [world.post("/api/v1/model_name/remove", 9999, json=bodies["/api/v1/model_name/remove"]) for _ in "12"]
     assert [reply.json()["status"] for reply in (added, *removed)] == [0, 0, 0]
+
+
+def test_s3_the_documents_config_can_be_read(tmp_path: Path) -> None:
+    # A comment stands where the value of `params` should be; the value goes behind it.
+    printed = blocks()["S3-02"].text
+    (tmp_path / "config.json").write_text(re.sub(r"(// a list or .*\n)", r"\1[]\n", printed))
+    (tmp_path / "models").mkdir()
+    (tmp_path / "models" / "__init__.py").touch()
+
+    entry = read_entries(tmp_path, 8)["internal_model_name"]
+
+    assert (entry.class_name, entry.params, entry.batch_size) == ("ImplementedModelEntryName", [], 8)
