@@ -34,7 +34,6 @@ async def send_changes(socket: WebSocket, look: Callable[[], str], stopping: asy
     finally:
         for task in (gone, stopped):
             task.cancel()
-        await asyncio.gather(gone, stopped, return_exceptions=True)
 
 
 async def _until_gone(socket: WebSocket) -> None:

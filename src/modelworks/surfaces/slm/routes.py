@@ -24,7 +24,8 @@ from modelworks.web.streaming import data, stream
 
 router = APIRouter(prefix="/slm", tags=["SLM API"])
 App = Annotated[Services, Depends(services)]
-STREAMED = {"itemSchema": wire.EventOut.model_json_schema()}
+# OpenAPI 3.1 has no word for the parts of a stream; 3.2 calls it itemSchema.
+STREAMED = {"schema": {"type": "string"}, "x-itemSchema": wire.EventOut.model_json_schema()}
 CHAT_PAGE = files("modelworks") / "pages" / "static" / "chat.html"
 
 
