@@ -15,6 +15,7 @@ PACKAGE = ROOT / "src" / "modelworks"
 SOURCES = sorted(PACKAGE.rglob("*.py"))
 MOST_LINES_OF_A_FILE = 600
 MOST_LINES_OF_A_FUNCTION = 60
+MOST_LINES_OF_A_SURFACE = 350
 MOST_LINES_OF_THE_PRODUCT = 15_500
 EMPTY_NAMES = {"utils", "util", "helpers", "helper", "common", "misc", "base", "manager", "managers"}
 
@@ -68,6 +69,13 @@ def test_no_function_is_too_long() -> None:
 
 def test_the_product_stays_small() -> None:
     assert sum(lines_of_code(path) for path in SOURCES) < MOST_LINES_OF_THE_PRODUCT
+
+
+@pytest.mark.parametrize("surface", sorted(path.parent.name for path in PACKAGE.glob("surfaces/*/__init__.py")))
+def test_a_surface_only_translates(surface: str) -> None:
+    lines = sum(len(path.read_text().splitlines()) for path in PACKAGE.glob(f"surfaces/{surface}/*.py"))
+
+    assert lines < MOST_LINES_OF_A_SURFACE
 
 
 def test_every_file_is_named_after_its_idea() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import sys
 from collections.abc import Awaitable, Callable, Mapping
 
@@ -13,6 +14,16 @@ from modelworks.server import run
 from modelworks.web.persona import Persona
 
 OnReady = Callable[[Services], Awaitable[int]]
+KEY = "any other than loopback needs an API key (MODELWORKS_API_KEY) or --insecure-no-auth"
+
+
+def flag_parser(prog: str, description: str, port: int) -> argparse.ArgumentParser:
+    """The flags that every document's program has here; absent ones are not among what is parsed."""
+    parser = argparse.ArgumentParser(prog=prog, description=description, argument_default=argparse.SUPPRESS)
+    parser.add_argument("--port", type=int, default=port, help=f"port to listen on (default: {port})")
+    parser.add_argument("--host", help=f"address to listen on (default: 127.0.0.1); {KEY}")
+    parser.add_argument("--insecure-no-auth", action="store_true", help="listen beyond loopback openly")
+    return parser
 
 
 def launch(ports: Mapping[int, Persona], flags: Mapping[str, object], on_ready: OnReady | None = None) -> int:

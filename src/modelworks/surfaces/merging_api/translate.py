@@ -36,13 +36,9 @@ SHOWN: Mapping[str, JsonObject] = {
     "mask_strategy": {"default": "magnitude"},
 }
 STATUS: Mapping[JobState, wire.STATUS] = {
-    JobState.QUEUED: "pending",
-    JobState.PAUSED: "pending",
-    JobState.RUNNING: "running",
-    JobState.SUCCEEDED: "completed",
-    JobState.FAILED: "failed",
-    JobState.CANCELLED: "failed",
-}
+    JobState.QUEUED: "pending", JobState.PAUSED: "pending", JobState.RUNNING: "running",
+    JobState.SUCCEEDED: "completed", JobState.FAILED: "failed", JobState.CANCELLED: "failed",
+}  # fmt: skip
 
 
 def read(content: bytes) -> wire.MergeIn:
@@ -75,16 +71,11 @@ def to_spec(asked: wire.MergeIn, methods: Sequence[PluginInfo]) -> tuple[dict[st
     others = {key for each in methods for key in _properties(each)} & asked.model_fields_set - known.keys()
     notes = [*told(asked), *(f"{key}: {asked.merge_method} has no such parameter, ignored" for key in sorted(others))]
     spec: dict[str, object] = {
-        "method": method.name,
-        "base": asked.base_model,
-        "models": asked.models_to_merge,
-        "params": {key: params[key] for key in known if key in params} | (asked.params or {}),
-        "weights": asked.weights,
-        "exclude_param_names_regex": asked.exclude_param_names_regex,
-        "dtype": asked.dtype,
-        "device": "cuda" if asked.use_gpu else "cpu",
+        "method": method.name, "base": asked.base_model, "models": asked.models_to_merge, "weights": asked.weights,
+        "params": {key: params[key] for key in known if key in params} | (asked.params or {}), "dtype": asked.dtype,
+        "exclude_param_names_regex": asked.exclude_param_names_regex, "device": "cuda" if asked.use_gpu else "cpu",
         "output_dir": asked.output_dir.rstrip("/") or "/",
-    }
+    }  # fmt: skip
     return spec, notes
 
 
@@ -100,17 +91,14 @@ def to_job(job: Job, percent: float) -> wire.JobOut:
     params, warnings = job.labels.get("params"), job.labels.get("warnings")
     error = job.error.message if job.error else None
     return wire.JobOut(
-        job_id=job.id,
-        status=STATUS[job.state],
-        created_at=to_iso(job.created_at),
+        job_id=job.id, status=STATUS[job.state], progress=percent, created_at=to_iso(job.created_at),
         started_at=to_iso(job.started_at) if job.started_at else None,
         completed_at=to_iso(job.finished_at) if job.finished_at else None,
         error_message="cancelled" if job.state is JobState.CANCELLED else error,
         output_path=output_path(job) if job.state is JobState.SUCCEEDED else None,
         params=params if isinstance(params, dict) else _params_of(job.spec),
-        progress=percent,
         warnings=[str(warning) for warning in warnings] if isinstance(warnings, list) else [],
-    )
+    )  # fmt: skip
 
 
 def to_download(job: Job, archive: Archive) -> wire.DownloadOut:
@@ -125,10 +113,8 @@ def to_download(job: Job, archive: Archive) -> wire.DownloadOut:
 def to_methods(methods: Sequence[PluginInfo]) -> list[wire.MethodOut]:
     by_name = {THEIRS.get(method.name, method.name): method for method in methods}
     said = {**DOCUMENTED, **{name: each.description for name, each in by_name.items() if name not in DOCUMENTED}}
-    return [
-        wire.MethodOut(name=name, description=text, parameters=_parameters(by_name[name]))
-        for name, text in said.items()
-    ]
+    found = {name: _parameters(by_name[name]) for name in said}
+    return [wire.MethodOut(name=name, description=said[name], parameters=each) for name, each in found.items()]
 
 
 def output_path(job: Job) -> str | None:
@@ -140,14 +126,11 @@ def output_path(job: Job) -> str | None:
 def _params_of(spec: JsonObject) -> JsonObject:
     """What their client would have asked for a merge that came from elsewhere."""
     params, method = spec.get("params"), str(spec["method"])
-    return {
-        "base_model": spec["base"],
-        "models_to_merge": spec["models"],
-        "merge_method": THEIRS.get(method, method),
-        "use_gpu": spec["device"] == "cuda",
-        "exclude_param_names_regex": spec["exclude_param_names_regex"],
-        **(params if isinstance(params, dict) else {}),
-    }
+    own = params if isinstance(params, dict) else {}
+    return own | {
+        "base_model": spec["base"], "models_to_merge": spec["models"], "merge_method": THEIRS.get(method, method),
+        "use_gpu": spec["device"] == "cuda", "exclude_param_names_regex": spec["exclude_param_names_regex"],
+    }  # fmt: skip
 
 
 def _properties(method: PluginInfo) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import httpx2
 
-LAUNCHER = Path(__file__).parents[4] / "launchers" / "run_api.py"
+LAUNCHER = Path(__file__).parents[2] / "launchers" / "run_api.py"
 
 
 def test_the_start_command_serves_as_the_merging_api(tmp_path: Path) -> None:

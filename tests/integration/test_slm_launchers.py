@@ -14,7 +14,7 @@ from modelworks.app.wiring import open_app
 from modelworks.core.config import Settings
 from tiny import tiny_llama
 
-LAUNCHERS = Path(__file__).parents[4] / "launchers"
+LAUNCHERS = Path(__file__).parents[2] / "launchers"
 
 
 def run(launcher: str, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
