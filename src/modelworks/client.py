@@ -179,6 +179,17 @@ class Client:
     def lineage(self, name: str) -> JsonObject:
         return self._object("GET", f"/modelworks/models/{quote(name)}/lineage")
 
+    def download(self, model: str, place: Path) -> None:
+        """Write the folder of a model or adapter as a tar to `place`, which appears when it is whole."""
+        partial = place.with_name(f".{place.name}.partial")
+        path = f"/modelworks/models/{quote(model)}/archive"
+        with self._reaching(), self._http.stream("GET", path) as reply, partial.open("wb") as file:
+            if reply.is_error:
+                reply.read()
+                raise _error_of(reply)
+            file.writelines(reply.iter_bytes())
+        partial.rename(place)
+
     def deployments(self) -> list[DeploymentStatus]:
         return _DEPLOYMENTS.validate_json(self._send("GET", "/modelworks/deployments"))
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 import pathlib
 from typing import Annotated
 
-from fastapi import APIRouter, Depends, Path, Query, Request
+from fastapi import APIRouter, Depends, Path, Query, Request, Response
 from fastapi.concurrency import run_in_threadpool
 from pydantic import ConfigDict, Field
 
 from modelworks.app.answers import ImportSpec, Preview
+from modelworks.app.archive import archive_of
 from modelworks.app.catalog import LineageNode
 from modelworks.app.services import Services
 from modelworks.app.uploads import Imported, import_upload, open_inbox
@@ -17,6 +18,7 @@ from modelworks.core.nouns import Adapter, AnyArtifact, Dataset, Model
 from modelworks.core.spec import Spec
 from modelworks.web.dependencies import services
 from modelworks.web.receiving import receive_file, receive_form
+from modelworks.web.sending import attached
 
 router = APIRouter(prefix="/modelworks", tags=["artifacts"])
 App = Annotated[Services, Depends(services)]
@@ -135,6 +137,16 @@ def list_models(app: App) -> list[Model | Adapter]:
 def add_model(body: AddModel, app: App) -> Model | Adapter:
     """Register a folder that lies on the server's machine."""
     return app.catalog.add_model(pathlib.Path(body.path), body.name, replace=body.replace)
+
+
+@router.get(
+    "/models/{name:path}/archive",
+    response_class=Response,
+    responses={200: {"description": "the folder", "content": {"application/x-tar": {}}}},
+)
+def model_archive(name: Name, app: App) -> Response:
+    """Send a model's or an adapter's folder as an uncompressed tar."""
+    return attached(archive_of(app.catalog.model(name)))
 
 
 @router.get("/models/{name:path}/lineage")

@@ -9,15 +9,15 @@ from fastapi import APIRouter, Body, Depends, Query, Request
 from fastapi.concurrency import run_in_threadpool
 
 from modelworks.api import finetuning_wire as wire
-from modelworks.api.jobs import wait_until
 from modelworks.app import finetuning
-from modelworks.app.services import CANCEL_WAIT_SECONDS, PAUSE_WAIT_SECONDS, Services
+from modelworks.app.services import Services
 from modelworks.app.training import progress_of
 from modelworks.core.errors import Unsupported
 from modelworks.core.nouns import Job, JsonObject
 from modelworks.core.states import JobState
 from modelworks.web.dependencies import services
 from modelworks.web.event_stream import Stopping
+from modelworks.web.waiting import cancelled, paused
 
 router = APIRouter(prefix="/v1/fine_tuning", tags=["openai"])
 App = Annotated[Services, Depends(services)]
@@ -49,8 +49,7 @@ def show_job(job_id: str, app: App) -> JsonObject:
 async def cancel(job_id: str, app: App, stopping: Stopping) -> JsonObject:
     """Cancel a job; answers, once its run is gone, with the state that won."""
     job = await run_in_threadpool(finetuning.job_named, app, job_id)
-    job = await run_in_threadpool(app.cancel, job.id, wait_seconds=0)
-    job = await wait_until(app, job, lambda job: job.state.is_final, CANCEL_WAIT_SECONDS, stopping)
+    job = await cancelled(app, job.id, stopping)
     return await run_in_threadpool(_shown, app, job)
 
 
@@ -58,8 +57,7 @@ async def cancel(job_id: str, app: App, stopping: Stopping) -> JsonObject:
 async def pause(job_id: str, app: App, stopping: Stopping) -> JsonObject:
     """Pause a job, keeping its checkpoints; answers, once its run is gone, with the state that won."""
     job = await run_in_threadpool(finetuning.job_named, app, job_id)
-    job = await run_in_threadpool(app.pause, job.id, wait_seconds=0)
-    job = await wait_until(app, job, lambda job: job.state is not JobState.RUNNING, PAUSE_WAIT_SECONDS, stopping)
+    job = await paused(app, job.id, stopping)
     return await run_in_threadpool(_shown, app, job)
 
 

@@ -2,30 +2,27 @@
 
 from __future__ import annotations
 
-import asyncio
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Body, Depends, Header, Path, Query, Response
-from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import PlainTextResponse, StreamingResponse
 from pydantic import GetJsonSchemaHandler
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema
 
 from modelworks.app.kinds import KINDS, JobKind
-from modelworks.app.services import CANCEL_WAIT_SECONDS, PAUSE_WAIT_SECONDS, Services
+from modelworks.app.services import Services
 from modelworks.core.nouns import Event, Job
 from modelworks.core.spec import Spec
 from modelworks.core.states import JobState
 from modelworks.web.dependencies import services
 from modelworks.web.event_stream import Stopping, follow
+from modelworks.web.waiting import cancelled, paused
 
 router = APIRouter(prefix="/modelworks", tags=["jobs"])
 App = Annotated[Services, Depends(services)]
-LOOK_SECONDS = 0.5
 JobId = Annotated[str, Path(description="id or alias of a job")]
 
 
@@ -143,27 +140,13 @@ def job_events(
 @router.post("/jobs/{job_id}/cancel")
 async def cancel_job(job_id: JobId, app: App, stopping: Stopping) -> Job:
     """Cancel a job; answers, once its run is gone, with the state that won."""
-    job = await run_in_threadpool(app.cancel, job_id, wait_seconds=0)
-    return await wait_until(app, job, lambda job: job.state.is_final, CANCEL_WAIT_SECONDS, stopping)
+    return await cancelled(app, job_id, stopping)
 
 
 @router.post("/jobs/{job_id}/pause")
 async def pause_job(job_id: JobId, app: App, stopping: Stopping) -> Job:
     """Pause a job, keeping its checkpoints; answers, once its run is gone, with the state that won."""
-    job = await run_in_threadpool(app.pause, job_id, wait_seconds=0)
-    return await wait_until(app, job, lambda job: job.state is not JobState.RUNNING, PAUSE_WAIT_SECONDS, stopping)
-
-
-async def wait_until(
-    app: Services, job: Job, is_there: Callable[[Job], bool], seconds: float, stopping: asyncio.Event
-) -> Job:
-    """The job once `is_there`, or as it is after `seconds` or when the server stops."""
-    deadline = time.monotonic() + seconds
-    # Waiting here and not in a thread: a thread would hold up the end of the server.
-    while not is_there(job) and not stopping.is_set() and time.monotonic() < deadline:
-        await app.feed.wait(job.id, app.feed.seen(job.id), LOOK_SECONDS)
-        job = await run_in_threadpool(app.job, job.id)
-    return job
+    return await paused(app, job_id, stopping)
 
 
 @router.post("/jobs/{job_id}/resume")

@@ -1,21 +1,17 @@
-"""Merges as a foreign door asks for them, and the merged model as one file to take away."""
+"""Merges as a foreign door asks for them."""
 
 from __future__ import annotations
 
-import tarfile
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 
 from modelworks.app.services import Services
 from modelworks.core import clock
 from modelworks.core.errors import Invalid, NotFound
-from modelworks.core.nouns import AnyArtifact, EventType, FileEntry, Job, JsonObject
+from modelworks.core.nouns import AnyArtifact, EventType, Job, JsonObject
 from modelworks.core.states import JobState
 from modelworks.store import events
 
 NO_GPU = "use_gpu: there is no GPU here, so the merge runs on the CPU; the result is the same"
-_READ_BYTES = 1 << 20
 
 
 def queue_merge(services: Services, spec: Mapping[str, object], params: JsonObject, notes: Sequence[str]) -> Job:
@@ -57,25 +53,7 @@ def percent_done(services: Services, job: Job) -> float:
     return 0.0
 
 
-@dataclass(frozen=True)
-class Archive:
-    """A published folder as an uncompressed tar, made while it is read: it is never held, nor written."""
-
-    model_name: str
-    size_bytes: int
-    _entries: tuple[tuple[bytes, Path, int], ...]
-
-    def __iter__(self) -> Iterator[bytes]:
-        for header, path, size in self._entries:
-            yield header
-            with path.open("rb") as file:
-                while block := file.read(_READ_BYTES):
-                    yield block
-            yield bytes(-size % tarfile.BLOCKSIZE)
-        yield bytes(2 * tarfile.BLOCKSIZE)
-
-
-def archive_of(services: Services, job: Job) -> Archive:
+def merged_by(services: Services, job: Job) -> AnyArtifact:
     """The model that a merge made.
 
     Raises:
@@ -87,12 +65,4 @@ def archive_of(services: Services, job: Job) -> Archive:
     made = next((model for model in services.catalog.on_shelf("models") if model.job_id == job.id), None)
     if made is None:
         raise NotFound(f"the model that job {job.id} made was removed; merge again")
-    entries = tuple(_entry(made, file) for file in made.files)
-    blocks = sum(len(header) + size + -size % tarfile.BLOCKSIZE for header, _, size in entries)
-    return Archive(made.name, blocks + 2 * tarfile.BLOCKSIZE, entries)
-
-
-def _entry(made: AnyArtifact, file: FileEntry) -> tuple[bytes, Path, int]:
-    info = tarfile.TarInfo(f"{made.name.rsplit('/', 1)[-1]}/{file.path}")
-    info.size, info.mode, info.mtime = file.size_bytes, 0o644, int(made.created_at.timestamp())
-    return info.tobuf(tarfile.PAX_FORMAT), made.path / file.path, file.size_bytes
+    return made

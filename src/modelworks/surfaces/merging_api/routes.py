@@ -7,15 +7,16 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Query, Request, Response
 from fastapi.concurrency import run_in_threadpool
-from fastapi.responses import StreamingResponse
 
 from modelworks.app import merging
+from modelworks.app.archive import archive_of
 from modelworks.app.plugins import list_plugins
 from modelworks.app.services import Services
 from modelworks.core.errors import NotFound
 from modelworks.core.nouns import Job, JsonObject
 from modelworks.surfaces.merging_api import translate, wire
 from modelworks.web.dependencies import services
+from modelworks.web.sending import attached
 
 CODES = (400, 403, 404, 409, 413, 501, 503, 507)
 ERRORS: dict[int | str, dict[str, Any]] = {code: {"description": "`error` says why"} for code in CODES}
@@ -72,14 +73,8 @@ def download(
 ) -> wire.DownloadOut | Response:
     """Say where a merged model is or, with `archive`, send it."""
     job = _job(app, job_id)
-    made = merging.archive_of(app, job)
-    if not archive:
-        return translate.to_download(job, made)
-    headers = {
-        "Content-Disposition": f'attachment; filename="{made.model_name.rsplit("/", 1)[-1]}.tar"',
-        "Content-Length": str(made.size_bytes),
-    }
-    return StreamingResponse(iter(made), media_type="application/x-tar", headers=headers)
+    made = archive_of(merging.merged_by(app, job))
+    return attached(made) if archive else translate.to_download(job, made)
 
 
 def _job(app: Services, job_id: str) -> Job:

@@ -7,7 +7,7 @@ from typing import Any
 
 from pydantic_core import from_json
 
-from modelworks.app.merging import Archive
+from modelworks.app.archive import Archive
 from modelworks.app.plugins import PluginInfo
 from modelworks.core.clock import to_iso
 from modelworks.core.errors import Invalid

@@ -1,0 +1,65 @@
+"""Engines loaded, listed and ended from the command line, and a model taken away, through a running server."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tarfile
+from pathlib import Path
+
+from doors import serving
+from modelworks.app.wiring import open_app
+from modelworks.client import Client
+from modelworks.core.config import Settings
+from tiny import tiny_llama
+
+
+def command(home: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "MODELWORKS_HOME": str(home), "MODELWORKS_HUB_OFFLINE": "1"}
+    line = [sys.executable, "-c", "from modelworks.cli.main import main; main()", *words]
+    return subprocess.run(line, env=environment, capture_output=True, text=True, timeout=120, check=False)
+
+
+def workspace_with_a_model(folder: Path) -> Path:
+    home, source = folder / "home", tiny_llama(folder / "tiny")
+    app = open_app(Settings.model_validate({"home": home, "allow_paths": (source,), "hub_offline": True}))
+    app.services.catalog.add_model(source, "org/tiny")
+    app.close()
+    return home
+
+
+def test_engines_come_and_go_by_the_command_line(tmp_path: Path) -> None:
+    home = workspace_with_a_model(tmp_path)
+    without = command(home, "models", "ps")
+    assert without.returncode == 3
+    assert "start one with modelworks serve" in without.stderr
+
+    with serving(home) as server:
+        server.wait_until_ready()
+        loaded = command(home, "models", "load", "org/tiny", "--replicas", "2", "--device", "cpu")
+        assert (loaded.returncode, loaded.stdout) == (0, "org/tiny  ready on cpu, cpu\n"), loaded.stderr
+        [listed] = [json.loads(line) for line in command(home, "models", "ps", "--json").stdout.splitlines()]
+        assert [replica["state"] for replica in listed["replicas"]] == ["ready", "ready"]
+
+        assert command(home, "models", "unload", "org/tiny", "--one").returncode == 0
+        assert command(home, "models", "ps").stdout.count("org/tiny") == 1
+        refused = command(home, "models", "load", "org/tiny", "--replicas", "2", "--device", "cuda:7")
+        assert refused.returncode == 1
+        assert "cuda:7" in refused.stderr
+        assert command(home, "models", "unload", "org/tiny").returncode == 0
+        assert "nothing is loaded" in command(home, "models", "ps").stderr
+
+
+def test_a_model_is_taken_away_as_one_file(tmp_path: Path) -> None:
+    home = workspace_with_a_model(tmp_path)
+    with serving(home) as server, Client(server.wait_until_ready()) as client:
+        client.download("org/tiny", tmp_path / "tiny.tar")
+        files = client.model("org/tiny").files
+
+    with tarfile.open(tmp_path / "tiny.tar") as archive:
+        assert {member.name: member.size for member in archive} == {
+            f"tiny/{file.path}": file.size_bytes for file in files
+        }
+    assert not list(tmp_path.glob(".*.partial"))
