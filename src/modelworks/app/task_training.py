@@ -16,9 +16,12 @@ from modelworks.app.training import shortened, unfinished_training
 from modelworks.core.errors import Conflict, Invalid, NotFound
 from modelworks.core.nouns import Adapter, AnyArtifact, Dataset, Job, JsonObject, Model
 from modelworks.core.registry import choose
+from modelworks.core.spec import parse_spec
 from modelworks.core.states import JobState
 from modelworks.data.format import Format, formats
 from modelworks.data.record import Preference
+from modelworks.train.plan import provider_on
+from modelworks.train.spec import TrainSpec
 from modelworks.train.strategy import strategies
 
 # The format that belongs to a task; every other task takes whatever is a text or a conversation.
@@ -36,6 +39,9 @@ class Started:
     job: Job
     # What was done otherwise than asked.
     notes: tuple[str, ...]
+    # What will load the network, and why not what was asked for.
+    provider: str
+    missing: str
 
 
 def start_alone(services: Services, spec: Mapping[str, object], task: str) -> Started:
@@ -62,7 +68,8 @@ def start_alone(services: Services, spec: Mapping[str, object], task: str) -> St
             aliases=(alias,),
             labels={"task": task},
         )
-        return Started(job, (*notes, *note))
+        train = parse_spec(TrainSpec, job.spec)
+        return Started(job, (*notes, *note), *provider_on(train.provider, on_gpu="gpu" in job.needs))
     finally:
         _STARTING.release()
 

@@ -2,25 +2,22 @@
 
 from __future__ import annotations
 
-from importlib.util import find_spec
-from typing import Any, Literal, TypeAlias
+from typing import Any
 
 from modelworks.core.context import JobContext
 from modelworks.core.errors import Invalid
+from modelworks.train.plan import Provider, provider_on
 from modelworks.train.spec import TrainSpec
 from modelworks.train.strategy import Setup
 from modelworks.weights.loading import Quantization, load_network
 
-Provider: TypeAlias = Literal["huggingface", "unsloth"]
-
 
 def choose_provider(asked: Provider, device: str, job: JobContext) -> Provider:
-    """Return what is to load the network: unsloth only where it is installed and finds a GPU."""
-    if asked == "unsloth" and (device != "cuda" or find_spec("unsloth") is None):
-        missing = "it is not installed here" if device == "cuda" else "it needs a GPU"
-        job.log(f"provider unsloth: {missing}; training with huggingface", level="warning")
-        return "huggingface"
-    return asked
+    """What is to load the network; where it is not what was asked for, the job says so."""
+    used, missing = provider_on(asked, on_gpu=device == "cuda")
+    if missing:
+        job.log(f"provider {asked}: {missing}; training with {used}", level="warning")
+    return used
 
 
 def build_network(setup: Setup, quantization: Quantization | None = None) -> Any:

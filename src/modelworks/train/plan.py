@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
+from importlib.util import find_spec
+from typing import Literal, TypeAlias
 
 from modelworks.core.errors import Invalid, ModelworksError, NotFound, Problem, Unsupported
 from modelworks.core.ids import check_name
@@ -16,6 +18,8 @@ from modelworks.train.spec import TrainSpec
 from modelworks.train.strategy import Params, Strategy, strategies
 
 _ROWS: Mapping[type[Record], str] = {Conversation: "conversations", Text: "plain text", Preference: "preferences"}
+
+Provider: TypeAlias = Literal["huggingface", "unsloth"]
 
 
 def check(spec: TrainSpec, inputs: Mapping[str, AnyArtifact]) -> None:
@@ -43,6 +47,13 @@ def chosen_inputs(spec: TrainSpec, inputs: Mapping[str, AnyArtifact]) -> tuple[M
     if not isinstance(model, Model) or not isinstance(dataset, Dataset):
         raise Invalid(f"training needs a model and a dataset, found a {model.kind} and a {dataset.kind}")
     return model, dataset
+
+
+def provider_on(asked: Provider, *, on_gpu: bool) -> tuple[Provider, str]:
+    """What loads the network, and why not what was asked for: unsloth only where it is installed and finds a GPU."""
+    if asked != "unsloth" or (on_gpu and find_spec("unsloth")):
+        return asked, ""
+    return "huggingface", "it is not installed here" if on_gpu else "it needs a GPU"
 
 
 def context_length(model: Model) -> int:

@@ -19,7 +19,8 @@ def publish(setup: Setup, network: Any, metrics: dict[str, float], counts: JsonO
     is_adapter = spec.tuning == "lora"
     facts = _write_adapter(setup, network, folder) if is_adapter else _write_model(setup, network, folder)
     (folder / "README.md").write_text(_card(setup, metrics, counts), encoding="utf-8")
-    recipe = {**spec.model_dump(mode="json"), "learning_rate": setup.learning_rate, "kind": "train"}
+    recipe = {**spec.model_dump(mode="json"), "learning_rate": setup.learning_rate}
+    recipe |= {"kind": "train", "provider": setup.provider}
     judges = (_parent("judge", setup.job.inputs[name]) for name in spec.models[1:])
     setup.job.publish(
         Draft(

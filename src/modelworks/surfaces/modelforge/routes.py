@@ -40,12 +40,11 @@ async def info() -> wire.InfoOut:
 def start_training(asked: wire.StartIn, app: App) -> wire.StartOut:
     """Start a training, unless one waits or runs."""
     made = training.start_alone(app, translate.to_spec(asked), asked.task)
-    elsewhere = " on huggingface: unsloth is not available here" if asked.provider == "unsloth" else ""
+    elsewhere = f" on {made.provider}: {asked.provider} is not used, {made.missing}" if made.missing else ""
     return wire.StartOut(
-        job_id=training.public_id(made.job),
-        message=f"Training started successfully{elsewhere}",
-        warnings=[*translate.warnings_of(asked), *made.notes],
-    )
+        job_id=training.public_id(made.job), message=f"Training started successfully{elsewhere}",
+        provider_used=made.provider, warnings=[*translate.warnings_of(asked), *made.notes],
+    )  # fmt: skip
 
 
 @router.get("/api/training_status")

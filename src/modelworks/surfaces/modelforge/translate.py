@@ -19,6 +19,7 @@ STATUS: dict[JobState, wire.Status] = {
 SAME = (
     "num_train_epochs", "per_device_train_batch_size", "learning_rate", "gradient_accumulation_steps", "weight_decay",
     "max_grad_norm", "gradient_checkpointing", "lora_r", "lora_alpha", "lora_dropout", "strategy", "dataset",
+    "provider",
 )  # fmt: skip
 SCHEDULES = ("cosine", "linear", "constant", "constant_with_warmup")
 
@@ -56,15 +57,14 @@ def to_status(job: Job, progress: TrainingProgress) -> wire.StatusOut:
 
 def to_model(found: Model | Adapter, labels: JsonObject) -> wire.ModelDetailOut:
     epochs, batch_size, rate = (float(str(found.recipe[name])) for name in SAME[:3])
+    epochs = int(epochs) if epochs.is_integer() else epochs
     loss = found.metrics.get("train_loss")
     return wire.ModelDetailOut(
         id=found.number, name=found.name, created_at=found.created_at, size_mb=math.ceil(found.size_bytes / 1e6),
         base_model=next((parent.name for parent in found.parents if parent.role == "base"), ""),
-        task=str(labels.get("task", DEFAULT_TASK)), provider="huggingface", strategy=str(found.recipe["strategy"]),
-        training_params={
-            "num_epochs": int(epochs) if epochs.is_integer() else epochs, "batch_size": int(batch_size),
-            "learning_rate": rate,
-        },
+        task=str(labels.get("task", DEFAULT_TASK)), strategy=str(found.recipe["strategy"]),
+        provider=str(found.recipe.get("provider", "huggingface")),
+        training_params={"num_epochs": epochs, "batch_size": int(batch_size), "learning_rate": rate},
         metrics={"final_loss": loss, "perplexity": None if loss is None else math.exp(min(loss, 700.0))},
     )  # fmt: skip
 

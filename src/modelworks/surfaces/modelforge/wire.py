@@ -21,7 +21,9 @@ class StartIn(BaseModel):
     task: Task = Field(description="supported: says which columns are learned, and how they are asked")
     model_name: str = Field(min_length=1, description="supported: a model that is here, by name or path")
     dataset: str = Field(min_length=1, description="supported: an uploaded one, or a file under an allowed path")
-    provider: Provider = Field("huggingface", description="translated: all run on huggingface, which `message` says")
+    provider: Provider = Field(
+        "huggingface", description="supported: unsloth where it is installed and has a GPU; `message` says so"
+    )
     strategy: Strategy = Field("sft", description="supported: dpo and rlhf learn from prompt, chosen, rejected")
     max_seq_length: int | None = Field(2048, ge=8, le=10**7, description="supported: lowered to what the model reads")
     num_train_epochs: int = Field(3, ge=1, le=10**6, description="supported")
@@ -85,7 +87,7 @@ class DoneOut(BaseModel):
 class InfoOut(BaseModel):
     name: str = Field("ModelForge", description="supported: as the program answers, beyond its document")
     description: str = Field("Fine-tuning by Modelworks", description="supported: as the program answers")
-    providers: list[str] = Field(PROVIDERS, description="supported: both are taken, huggingface runs")
+    providers: list[str] = Field(PROVIDERS, description="supported: both are taken; start_training says which one runs")
     strategies: list[str] = Field(STRATEGIES, description="supported")
     tasks: list[str] = Field(TASKS, description="supported")
     available_providers: list[str] = Field(PROVIDERS, description="supported: as the program answers")

@@ -130,7 +130,7 @@ def test_the_document_s_own_request_starts_a_training(door: Door) -> None:
 
     assert body["status"] == "started"
     assert re.fullmatch(r"train_\d{6}", body["job_id"])
-    assert body["message"] == "Training started successfully on huggingface: unsloth is not available here"
+    assert body["message"] == ("Training started successfully on huggingface: unsloth is not used, it needs a GPU")
     assert body["provider_used"] == "huggingface"
     assert body["warnings"] == [f"rows are cut at 256 tokens, not at 2048: {MODEL} reads no more"]
     job = door.services.job(body["job_id"])
