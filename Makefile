@@ -5,7 +5,8 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 # Only what belongs to us: tests that need a GPU or a PostgreSQL say so by a marker and are left out where there is none.
-PYTEST := $(BIN)/python -m pytest -rs
+# Threads that spin while they wait starve whatever else runs on the machine; the server sets the same for its children.
+PYTEST := GOMP_SPINCOUNT=1000 $(BIN)/python -m pytest -rs
 
 help: ## List the words of this Makefile
 	@grep -hE '^[a-z0-9]+:.*## ' Makefile | awk -F':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'

@@ -17,7 +17,7 @@ function jobRow({ id, kind, spec, state, created_at: asked }) {
 async function look() {
   try {
     const [health, jobs, models] = await Promise.all(["health", "jobs?limit=10", "models"].map((path) => fetchJson(`/modelworks/${path}`)));
-    setText(byId("health"), `Version ${health.version}, well.`);
+    setText(byId("health"), `Version ${health.version}.`);
     fill("jobs", jobs.items.map(jobRow));
     fill("models", models.map(({ name, kind, size_bytes: size }) => [name, kind, bytes(size)]));
   } catch (error) {
