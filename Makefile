@@ -34,7 +34,7 @@ check: setup ## Lint, types, import rules and unit tests: under two minutes
 	$(BIN)/ruff format --check --quiet .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(PYTEST) tests/unit tests/test_house.py
+	OMP_NUM_THREADS=1 $(PYTEST) -n 2 --dist loadfile tests/unit tests/test_house.py
 
 test: check ## Everything CI runs: check, then integration, contract and property tests
 	$(PYTEST) tests/integration tests/contract tests/property
