@@ -86,8 +86,14 @@ class Page:
 def browsing(program: str, profile: Path) -> Iterator[Page]:
     """Start a browser with one empty tab; `profile` is its own."""
     command = [program, *FLAGS, f"--user-data-dir={profile}", "about:blank"]
+    profile.mkdir(parents=True, exist_ok=True)
+    # Its own temporary files go with the profile.
     browser = subprocess.Popen(
-        command, env=clean_environment(), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+        command,
+        env=clean_environment(TMPDIR=str(profile)),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
     )
     assert browser.stderr is not None
     try:
