@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import httpx2
@@ -86,15 +87,13 @@ class Page:
 def browsing(program: str, profile: Path) -> Iterator[Page]:
     """Start a browser with one empty tab; `profile` is its own."""
     command = [program, *FLAGS, f"--user-data-dir={profile}", "about:blank"]
-    profile.mkdir(parents=True, exist_ok=True)
-    # Its own temporary files go with the profile.
-    browser = subprocess.Popen(
-        command,
-        env=clean_environment(TMPDIR=str(profile)),
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    with TemporaryDirectory(prefix="chromium", ignore_cleanup_errors=True) as scratch:
+        # It leaves files behind, and makes a socket among them: a path of a test's own would be too long for one.
+        yield from _browsing(command, clean_environment(TMPDIR=scratch))
+
+
+def _browsing(command: list[str], environment: dict[str, str]) -> Iterator[Page]:
+    browser = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     assert browser.stderr is not None
     try:
         said = ""
