@@ -38,10 +38,11 @@ def body(id_: str) -> bytes:
 JSON = {"Content-Type": "application/json"}
 
 
-def start_training(world: World, dataset_path: Path) -> dict[str, Any]:
-    """S1-03, with the path of the dataset as the fixture says."""
+def start_training(world: World, dataset_path: Path, **more: object) -> dict[str, Any]:
+    """S1-03, with the path of the dataset as the fixture says; as printed unless `more` is asked for."""
     world.settle()
     text = body("S1-03").replace(str(DATASET_PATH).encode(), str(dataset_path).encode())
+    text = json.dumps(json.loads(text) | more).encode() if more else text
     reply = world.post("/api/start_training", content=text, headers=JSON)
     assert reply.status_code == 200, reply.text
     started: dict[str, Any] = reply.json()
@@ -97,7 +98,8 @@ def test_s0_a_job(world: World) -> None:
 
 def test_s1_a_training_that_is_stopped(world: World, dataset_path: Path) -> None:
     with connect("ws://localhost:8000/ws/training", proxy=None) as socket:
-        started = start_training(world, dataset_path)
+        # Longer than printed, so that it still goes on when it is stopped.
+        started = start_training(world, dataset_path, num_train_epochs=1000)
         while not isinstance((frame := json.loads(socket.recv(120))).get("loss"), float):
             pass
     status = world.get("/api/training_status").json()
