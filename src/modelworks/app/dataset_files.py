@@ -46,11 +46,16 @@ def dataset_called(services: Services, text: str) -> Dataset:
     path = catalog.allowed(Path(text))
     if not path.is_file():
         return catalog.dataset(text)
-    name = f"{dataset_name(path.name)}-{hash_file(path)[:12]}"
+    return imported_once(services, path, path.name)[0]
+
+
+def imported_once(services: Services, path: Path, label: str) -> tuple[Dataset, bool]:
+    """The dataset of a file that its sender calls `label`, and whether it is new: equal content is imported once."""
+    name = f"{dataset_name(label)}-{hash_file(path)[:12]}"
     try:
-        return catalog.dataset(name)
+        return services.catalog.dataset(name), False
     except NotFound:
-        return catalog.upload(path, ImportSpec(name=name))[0]
+        return services.catalog.upload(path, ImportSpec(name=name))[0], True
 
 
 def uploaded(services: Services) -> list[Dataset]:

@@ -8,14 +8,12 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from modelworks.app.dataset_files import dataset_called, dataset_name
+from modelworks.app.dataset_files import dataset_called, imported_once
 from modelworks.app.services import Services
 from modelworks.app.training import shortened
-from modelworks.core.errors import ModelworksError, NotFound
-from modelworks.core.hashing import hash_file
+from modelworks.core.errors import ModelworksError
 from modelworks.core.nouns import Job, JsonObject
 from modelworks.data.reading import read_rows
-from modelworks.data.spec import ImportSpec
 
 SAMPLE_ROWS = 3
 
@@ -56,20 +54,13 @@ def queue_training(services: Services, spec: Mapping[str, object]) -> Queued:
 
 def queue_training_on(services: Services, file: Path, label: str, spec: Mapping[str, object]) -> Queued:
     """Queue a training on a received file, which becomes a dataset; equal content is the same dataset. Blocks."""
-    catalog = services.catalog
-    catalog.model(str(spec["model"]))  # before the import, which would be for nothing
-    name = f"{dataset_name(label)}-{hash_file(file)[:12]}"
-    is_new = False
+    services.catalog.model(str(spec["model"]))  # before the import, which would be for nothing
+    dataset, is_new = imported_once(services, file, label)
     try:
-        catalog.dataset(name)
-    except NotFound:
-        catalog.upload(file, ImportSpec(name=name))
-        is_new = True
-    try:
-        return replace(queue_training(services, {**spec, "dataset": name}), facts=_facts(file, label))
+        return replace(queue_training(services, {**spec, "dataset": dataset.name}), facts=_facts(file, label))
     except ModelworksError:
         if is_new:
-            services.remove("datasets", name)
+            services.remove("datasets", dataset.name)
         raise
 
 

@@ -9,7 +9,7 @@ import click
 from modelworks.cli import render
 from modelworks.cli.follow import event_line, raise_if_failed, sentence, stream
 from modelworks.cli.options import Group, Session, pass_session
-from modelworks.cli.run import see_to_its_end, tell_queued, waiting_options
+from modelworks.cli.run import see_on, waiting_options
 
 STATES = ("queued", "running", "paused", "succeeded", "failed", "cancelled")
 LOG_LOOK_SECONDS = 0.3
@@ -153,10 +153,7 @@ def pause_job(session: Session, job_id: str) -> None:
 def resume_job(session: Session, job_id: str, wait: bool, follow: bool) -> None:
     """Let a paused job go on from its newest checkpoint."""
     job = session.services.resume(job_id)
-    if wait or follow:
-        see_to_its_end(session, job, follow=follow)
-    else:
-        tell_queued(session, job)
+    see_on(session, job, wait=wait, follow=follow)
 
 
 @jobs.command(name="retry", example="modelworks jobs retry JOB --no-wait")
@@ -166,7 +163,4 @@ def resume_job(session: Session, job_id: str, wait: bool, follow: bool) -> None:
 def retry_job(session: Session, job_id: str, wait: bool, follow: bool) -> None:
     """Queue a failed or cancelled job again; it goes on from its checkpoints."""
     job = session.services.retry(job_id)
-    if wait or follow:
-        see_to_its_end(session, job, follow=follow)
-    else:
-        tell_queued(session, job)
+    see_on(session, job, wait=wait, follow=follow)

@@ -116,13 +116,14 @@ def submit(
         raise_if_failed(wait_for(session, session.services.submit("pull", {"source": missing.name})))
         submit(session, kind, body, priority=priority, idempotency_key=idempotency_key, wait=wait, follow=follow)
         return
-    if wait or follow:
-        see_to_its_end(session, job, follow=follow)
-    else:
-        tell_queued(session, job)
+    see_on(session, job, wait=wait, follow=follow)
 
 
-def see_to_its_end(session: Session, job: Job, *, follow: bool) -> None:
+def see_on(session: Session, job: Job, *, wait: bool, follow: bool) -> None:
+    """See a queued job to its end or, where nobody waits for it, say how to."""
+    if not (wait or follow):
+        _tell_queued(session, job)
+        return
     ended = wait_for(session, job, each_event=follow)
     if session.json:
         render.print_json(ended)
@@ -131,7 +132,7 @@ def see_to_its_end(session: Session, job: Job, *, follow: bool) -> None:
         print_outcome(ended)
 
 
-def tell_queued(session: Session, job: Job) -> None:
+def _tell_queued(session: Session, job: Job) -> None:
     from modelworks.app.presence import running_server
 
     if session.json:

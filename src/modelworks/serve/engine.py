@@ -51,6 +51,19 @@ class EngineStats:
     steps: int
 
 
+@dataclass
+class Counts:
+    """What an engine counts of its own work, under the names of EngineStats."""
+
+    requests: int = 0
+    finished: int = 0
+    aborted: int = 0
+    failed: int = 0
+    generated_tokens: int = 0
+    prompt_tokens: int = 0
+    steps: int = 0
+
+
 class Engine(Protocol):
     """One loaded model. Ends only by `stop`, or by dying: then `ended` returns and every open request fails."""
 

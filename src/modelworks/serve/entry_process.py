@@ -25,7 +25,7 @@ import psutil
 from modelworks.core.errors import Invalid, ModelworksError, NotFound, Unsupported
 from modelworks.core.generation import EngineFailed, Failed, Finished, GenerateRequest, Started, Token
 from modelworks.serve import wire
-from modelworks.serve.engine import EngineSpec, EngineStats
+from modelworks.serve.engine import Counts, EngineSpec, EngineStats
 from modelworks.serve.entries import Entry, class_of, read_entries, shorten, words
 
 logger = logging.getLogger(__name__)
@@ -38,18 +38,6 @@ _LONGEST_ERROR = 500
 
 
 @dataclass
-class _Counts:
-    running: int = 0
-    requests: int = 0
-    finished: int = 0
-    aborted: int = 0
-    failed: int = 0
-    generated_tokens: int = 0
-    prompt_tokens: int = 0
-    steps: int = 0
-
-
-@dataclass
 class Process:
     """Gathers requests of one temperature, has the entry answer them in one inference, and tells each caller."""
 
@@ -59,7 +47,8 @@ class Process:
     _over: bool = False
     _news: threading.Condition = field(default_factory=threading.Condition)
     _sending: threading.Lock = field(default_factory=threading.Lock)
-    _counts: _Counts = field(default_factory=_Counts)
+    _counts: Counts = field(default_factory=Counts)
+    _running: int = 0
 
     def run(self) -> None:
         """Load the entry and serve until the socket ends."""
@@ -140,13 +129,13 @@ class Process:
     def _gather(self) -> list[GenerateRequest]:
         """What is answered next; waits for it. Nothing is left when the socket has ended."""
         with self._news:
-            self._counts.running = 0
+            self._running = 0
             while not self._over:
                 self._news.wait_for(lambda: self._waiting or self._over)
                 self._news.wait_for(lambda: self._over or len(self._next()) == self._entry.batch_size, GATHER_SECONDS)
                 if batch := self._next():
                     self._waiting = [request for request in self._waiting if request not in batch]
-                    self._counts.running = len(batch)
+                    self._running = len(batch)
                     return batch
             return []
 
@@ -191,7 +180,8 @@ class Process:
     def _stats(self) -> EngineStats:
         return EngineStats(
             waiting=len(self._waiting), adapters=(), max_context=0, kv_used_tokens=0, kv_total_tokens=0,
-            rss_bytes=psutil.Process().memory_info().rss, dtype="", preempted=0, **vars(self._counts),
+            rss_bytes=psutil.Process().memory_info().rss, dtype="", preempted=0, running=self._running,
+            **vars(self._counts),
         )  # fmt: skip
 
     def _tell(self, id_: str, report: wire.Report) -> None:

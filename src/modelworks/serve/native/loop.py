@@ -13,7 +13,7 @@ import psutil
 
 from modelworks.core.errors import ModelworksError
 from modelworks.core.generation import EngineFailed, Failed, Finished, Token
-from modelworks.serve.engine import EngineStats
+from modelworks.serve.engine import Counts, EngineStats
 from modelworks.serve.native import sampler
 from modelworks.serve.native.model import LoadedModel
 from modelworks.serve.native.scheduler import Piece, Scheduler
@@ -29,17 +29,6 @@ LoopOrder: TypeAlias = Answer | Cancel | AddAdapter | RemoveAdapter | AskStats
 
 
 @dataclass
-class _Counts:
-    requests: int = 0
-    finished: int = 0
-    aborted: int = 0
-    failed: int = 0
-    generated_tokens: int = 0
-    prompt_tokens: int = 0
-    steps: int = 0
-
-
-@dataclass
 class Loop:
     """`tell` is called with all reports of a step at once, from the computing thread."""
 
@@ -48,7 +37,7 @@ class Loop:
     max_sequences: int
     _orders: queue.SimpleQueue[LoopOrder] = field(default_factory=queue.SimpleQueue)
     _reports: list[tuple[str, Report]] = field(default_factory=list)
-    _counts: _Counts = field(default_factory=_Counts)
+    _counts: Counts = field(default_factory=Counts)
 
     def __post_init__(self) -> None:
         self._runner, self._adapters = self.model.runner, self.model.adapters
