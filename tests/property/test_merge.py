@@ -20,6 +20,7 @@ from modelworks.merge.methods import average, task_arithmetic
 from modelworks.merge.run import run
 from modelworks.merge.spec import MergeSpec
 from modelworks.weights.reader import Checkpoint
+from pieces import piece_of
 from tiny import tiny_adapter, tiny_llama
 
 Merge = Callable[..., Path]
@@ -102,11 +103,9 @@ rows = st.integers(1, 4).flatmap(
 def test_the_order_of_models_changes_nothing(values: list[list[int]], data: st.DataObject) -> None:
     # Whole numbers add up exactly in float32, so any order gives the very same sum.
     shuffled = data.draw(st.permutations(values))
-    one, other = torch.tensor(values).float(), torch.tensor(shuffled).float()
-    weights = (1.0,) * len(values)
+    one, other = piece_of(deltas=values), piece_of(deltas=shuffled)
+    plain, quarter = average.AverageParams(), task_arithmetic.TaskArithmeticParams(scaling_coefficient=0.25)
 
-    assert torch.equal(
-        average.combine(one, weights, average.AverageParams()), average.combine(other, weights, average.AverageParams())
-    )
-    params = task_arithmetic.TaskArithmeticParams(scaling_coefficient=0.25)
-    assert torch.equal(task_arithmetic.combine(one, weights, params), task_arithmetic.combine(other, weights, params))
+    for combine, params in ((average.combine, plain), (task_arithmetic.combine, quarter)):
+        each = [params] * len(values)
+        assert torch.equal(combine(one, params, each), combine(other, params, each))  # type: ignore[arg-type] # each takes its own params

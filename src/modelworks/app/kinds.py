@@ -107,7 +107,7 @@ KINDS: Mapping[str, JobKind[Any]] = {
         JobKind(
             name="merge",
             spec=MergeSpec,
-            names=lambda spec: {"models": (*((spec.base,) if spec.base else ()), *spec.models)},
+            names=lambda spec: {"models": spec.names},
             check=_check_merge,
             run=_run_merge,
             needs=_compute,

@@ -19,7 +19,6 @@ def write_card(folder: Path, name: str, plan: Plan, parents: Sequence[Parent], r
     paper = f" ([{method.paper}](https://arxiv.org/abs/{method.paper.removeprefix('arXiv:')}))" if method.paper else ""
     how = {"float32": "float32\nand rounded once", "bfloat16": "bfloat16\nand rounded at every step"}[method.precision]
     merged = sum(step.merged for step in plan.steps)
-    weights = [f"{weight:g}" for weight in plan.weights]
     lines = [
         "---",
         yaml.safe_dump(front, sort_keys=True).strip(),
@@ -30,12 +29,9 @@ def write_card(folder: Path, name: str, plan: Plan, parents: Sequence[Parent], r
         f"Merged with Modelworks by `{method.name}`{paper}: {merged} of {len(plan.steps)} tensors, computed in {how}.",
         "Tokenizer, chat template and generation settings come from the first model below.",
         "",
-        "| role | kind | name | weight | sha256 |",
-        "|---|---|---|---|---|",
+        "| role | kind | name | sha256 |",
+        "|---|---|---|---|",
     ]
-    experts = iter(weights if method.takes_weights else [""] * len(weights))
-    for parent in parents:
-        weight = next(experts) if parent.role == "expert" else ""
-        lines.append(f"| {parent.role} | {parent.kind} | {parent.name} | {weight} | `{parent.digest}` |")
+    lines += [f"| {parent.role} | {parent.kind} | {parent.name} | `{parent.digest}` |" for parent in parents]
     lines += ["", "## Recipe", "", "```json", json.dumps(recipe, indent=2, sort_keys=True), "```", ""]
     (folder / "README.md").write_text("\n".join(lines), encoding="utf-8")

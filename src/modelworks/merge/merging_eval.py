@@ -14,7 +14,7 @@ from modelworks.merge.magnitudes import count_magnitudes, kth_smallest
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from modelworks.merge.method import Combine, Look, Piece
+    from modelworks.merge.method import Combine, Look, Piece, TensorLook
 
 
 def mean(models: Tensor) -> Tensor:
@@ -30,14 +30,13 @@ def scaled_sum(deltas: Tensor, scale: float) -> Tensor:
     return scale * total
 
 
-def prepare_ties(look: Look, rate: float, scale: float) -> Combine:
+def prepare_ties(look: TensorLook, rate: float, scale: float) -> Combine:
     """TIES with one threshold a model and tensor; a sign that is undecided counts as plus."""
-    thresholds = {
-        name: kth_smallest(_count(look, [name]), int(size * rate)) for name, size in look.sizes.items() if size
-    }
+    counts = count_magnitudes(piece.deltas for piece in look.pieces()) if look.size else None
+    threshold = kth_smallest(counts, int(look.size * rate)) if counts is not None else 0
 
     def combine(piece: Piece) -> Tensor:
-        kept = piece.deltas * (piece.deltas.abs() >= thresholds[piece.name])
+        kept = piece.deltas * (piece.deltas.abs() >= threshold)
         agreeing, count = _agreeing(kept, _added_up(kept).sign(), 1.0)
         return scale * (_added_up(agreeing) / count)
 

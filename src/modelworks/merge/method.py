@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Generic, Literal, Protocol, TypeAlias, TypeVar
 
 from modelworks.core.registry import find_plugins
@@ -14,30 +15,92 @@ if TYPE_CHECKING:
 
     from modelworks.core.errors import Problem  # noqa: TC004  the same
 
+# Of a parameter's Field(json_schema_extra=...): each model may have its own value.
+PER_MODEL: dict[str, Any] = {"per_model": True}
+
 
 class Params(Spec):
-    """The parameters of one method; each method has its own."""
+    """The parameters of one method; each method has its own type.
+
+    Every number may differ from tensor to tensor (see schedule.py), and those marked PER_MODEL from model to model as
+    well. A method is given the values that hold for the tensor at hand: plain numbers.
+    """
 
 
 P = TypeVar("P", bound=Params)
 
 
-@dataclass(frozen=True, slots=True)
 class Piece:
     """The same run of elements of one tensor in the base and in every model, in the method's precision.
 
-    `models` are the models' values or their differences, by the method's space; `deltas` always the differences.
+    Attributes:
+        name: of the tensor in the result.
+        shape: of the whole tensor.
+        start: place of the piece's first element in the tensor; the piece is flat.
+        base: (N), or None where there is none.
+        models: (M, N), the models' values.
+        deltas: (M, N), their differences from the base; 0 throughout where a model repeats it.
     """
 
-    name: str
-    start: int  # place of its first element in the tensor
-    base: Tensor  # (N)
-    models: Tensor  # (M, N)
-    deltas: Tensor  # (M, N)
+    def __init__(
+        self,
+        name: str,
+        shape: tuple[int, ...],
+        start: int,
+        base: Tensor | None,
+        models: Tensor | None = None,
+        deltas: Tensor | None = None,
+    ) -> None:
+        """Either of `models` and `deltas` is worked out from the other when it is asked for."""
+        self.name, self.shape, self.start = name, shape, start
+        self._base = base
+        if models is not None:
+            self.models = models
+        if deltas is not None:
+            self.deltas = deltas
+
+    @property
+    def base(self) -> Tensor:
+        if self._base is None:
+            raise TypeError(f"{self.name}: the method reads a base that it did not ask for")
+        return self._base
+
+    @cached_property
+    def models(self) -> Tensor:
+        return self.base + self.deltas
+
+    @cached_property
+    def deltas(self) -> Tensor:
+        return self.models - self.base
+
+    def column(self, values: Sequence[float]) -> Tensor:
+        """One number a model as (M, 1) float32, beside the models on their device."""
+        import torch
+
+        rows = self.__dict__.get("deltas", self._base)
+        rows = self.models if rows is None else rows
+        return torch.tensor(values, dtype=torch.float32, device=rows.device)[:, None]
+
+
+class TensorLook(Protocol):
+    """One tensor that will be merged, to be read piece by piece, as often as a method wants to."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+    @property
+    def size(self) -> int:
+        """How many elements it has."""
+
+    def pieces(self) -> Iterator[Piece]:
+        """All of it from the first element on; always the same pieces, whatever the pieces of the merge itself."""
 
 
 class Look(Protocol):
-    """Every tensor that will be merged, to be read piece by piece, as often as a method wants to."""
+    """Every tensor that will be merged, for a method that must know the whole model first."""
 
     @property
     def sizes(self) -> Mapping[str, int]:
@@ -55,15 +118,18 @@ Combine: TypeAlias = "Callable[[Piece], Tensor]"
 
 @dataclass(frozen=True)
 class Method(Generic[P]):
-    """A way to merge.
+    """A way to merge, by one of three functions. `params` hold for the tensor, `each[i]` for model i on that tensor.
 
-    `combine(tensors, weights, params)` gets the models' values (space "weights") or their differences from the base
-    (space "delta") as (M, N) float32, and one factor a model; it returns (N) float32, to which the engine adds the base
-    again in space "delta". It works element by element, so that pieces of any size give the same result. To be the same
-    on every device, a product and a sum are two operations, never one fused.
+    `combine(piece, params, each)` works element by element, so that pieces of any size give the same result. It returns
+    (N) float32: the new values (space "weights"), or what the engine adds to the base (space "delta"). To be the same
+    on every device, a product and a sum are two operations, never one fused. A `whole` method's piece is always a
+    whole tensor, to be seen in its shape.
 
-    A method that must know more than the elements at hand has `prepare(look, weights, params)` instead: it reads the
-    tensors as often as it needs, e.g. for a threshold, and returns what combines the pieces.
+    `prepare(look, params, each)` reads one tensor first, as often as it needs, e.g. for a threshold or an angle, and
+    returns what combines its pieces. In memory it keeps no more than a few pieces.
+
+    `prepare_model(look, params, count)` is the same for all tensors of `count` models at once; its parameters are the
+    same for every tensor.
 
     In precision "bfloat16" base and models are rounded before anything else, and so is their difference; the result is
     always bfloat16.
@@ -71,27 +137,38 @@ class Method(Generic[P]):
 
     name: str
     params_type: type[P]
-    combine: Callable[[Tensor, tuple[float, ...], P], Tensor] | None = None
+    combine: Callable[[Piece, P, Sequence[P]], Tensor] | None = None
     space: Literal["weights", "delta"] = field(kw_only=True)
-    prepare: Callable[[Look, tuple[float, ...], P], Combine] | None = None
+    prepare: Callable[[TensorLook, P, Sequence[P]], Combine] | None = None
+    prepare_model: Callable[[Look, P, int], Combine] | None = None
+    whole: bool = False
+    # Whether `piece.base` is read; always in space "delta".
+    reads_base: bool = False
+    # How many models it merges, beside the base: at least, at most.
+    models: tuple[int, int | None] = (1, None)
     precision: Literal["float32", "bfloat16"] = "float32"
-    takes_weights: bool = True
     # What is wrong with the parameters for that many models.
     check: Callable[[P, int], Sequence[Problem]] = lambda _params, _count: ()
+    # How often it reads its inputs; for estimates.
+    reads: int = 1
     paper: str | None = None
 
     @property
     def needs_base(self) -> bool:
-        return self.space == "delta" or self.prepare is not None
+        return self.space == "delta" or self.reads_base
 
-    def begin(self, look: Look, weights: tuple[float, ...], params: P) -> Combine:
-        """Read what must be known beforehand; return what combines the pieces, as `combine` would."""
+    @property
+    def takes_weights(self) -> bool:
+        return "weight" in self.params_type.model_fields
+
+    def begin(self, look: TensorLook, params: P, each: Sequence[P]) -> Combine:
+        """Read what must be known of a tensor beforehand; return what combines its pieces."""
         if self.prepare is not None:
-            return self.prepare(look, weights, params)
+            return self.prepare(look, params, each)
         combine = self.combine
         if combine is None:
             raise TypeError(f"{self.name} has neither combine nor prepare")
-        return lambda piece: combine(piece.models, weights, params)
+        return lambda piece: combine(piece, params, each)
 
 
 def methods() -> Mapping[str, Method[Any]]:

@@ -4,76 +4,135 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
 
-from modelworks.core.context import JobContext
 from modelworks.core.errors import Unsupported
 from modelworks.merge.lora import LowRankReader
 from modelworks.merge.method import Piece
-from modelworks.merge.plan import Plan, Step, spans
+from modelworks.merge.plan import Plan, Source, Step, spans
 from modelworks.weights.reader import Checkpoint
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+# Of the pieces of a look, so that what a method learns does not depend on the pieces of the merge.
+LOOK_ELEMENTS = 1 << 18
+
+
+class Watch(Protocol):
+    """What a merge tells of itself, and asks at every piece; a JobContext is one."""
+
+    def check(self) -> None:
+        """Raise Cancelled if the merge is to stop."""
+
+    def progress(self, done: float, total: float, unit: str, **facts: str | float) -> None: ...
+
 
 class Pieces:
-    """A Look at the models of a plan."""
+    """Reads the models of a plan. Not for several threads at once: each has its own."""
 
-    def __init__(self, plan: Plan, job: JobContext, device: str, chunk_elements: int, stack: ExitStack) -> None:
+    def __init__(self, plan: Plan, watch: Watch, device: str, stack: ExitStack) -> None:
         import torch
 
         self.plan = plan
-        self.sizes = {step.source.name: step.source.elements for step in plan.steps if step.merged}
-        self._job = job
+        self.watch = watch
         self._device = device
-        self._chunk_elements = chunk_elements
-        self._size_bytes = sum(step.output.size_bytes for step in plan.steps)
-        self._dtype = getattr(torch, plan.method.precision)
-        self._steps = {step.source.name: step for step in plan.steps}
-        self._base = stack.enter_context(Checkpoint.open(plan.base.path))
-        self._readers: list[Checkpoint | LowRankReader] = []
-        for expert in plan.experts:
-            checkpoint = stack.enter_context(Checkpoint.open(expert.artifact.path))
-            self._readers.append(checkpoint if expert.changes is None else LowRankReader(checkpoint, expert.changes))
+        self._dtype: torch.dtype = getattr(torch, plan.method.precision)
+        self._open: dict[Path, Checkpoint] = {}
+        self._low_rank: dict[int, LowRankReader] = {}
+        for place, expert in enumerate(plan.experts):
+            self._checkpoint(expert.model.path, stack)
+            if expert.adapter is not None and expert.changes is not None:
+                self._low_rank[place] = LowRankReader(self._checkpoint(expert.adapter.path, stack), expert.changes)
+        self._checkpoint(plan.frame.path, stack)
 
-    def spans(self, step: Step) -> Iterator[tuple[int, int]]:
-        for span in spans(step.source.shape, self._chunk_elements):
-            self._job.check()
+    def _checkpoint(self, folder: Path, stack: ExitStack) -> Checkpoint:
+        if folder not in self._open:
+            self._open[folder] = stack.enter_context(Checkpoint.open(folder))
+        return self._open[folder]
+
+    def spans(self, step: Step, elements: int) -> Iterator[tuple[int, int]]:
+        if self.plan.method.whole and step.merged:
+            elements = max(step.elements, 1)
+        for span in spans(step.output.shape, elements):
+            self.watch.check()
             yield span
+
+    def stored(self, source: Source, start: int, stop: int) -> Tensor:
+        """A run of a model's elements as they are stored."""
+        return self._open[self.plan.expert(source).model.path].read(source.tensor, start, stop)
+
+    def values(self, source: Source, start: int, stop: int) -> Tensor:
+        """A run of a model's full weights, without its adapter, in the method's precision."""
+        return self.stored(source, start, stop).to(self._device).to(self._dtype)
+
+    def read(self, step: Step, start: int, stop: int, with_base: bool | None = None) -> Piece:
+        """Args: with_base: whether the piece has a base; default: if the method reads it."""
+        import torch
+
+        needed = self.plan.method.needs_base if with_base is None else with_base
+        base = self.values(step.base, start, stop) if step.base is not None and needed else None
+        name, shape = step.output.name, step.output.shape
+        rows = torch.empty(len(step.sources), stop - start, device=self._device, dtype=self._dtype)
+        if not any(source.expert in self._low_rank for source in step.sources):
+            for row, source in zip(rows, step.sources, strict=True):
+                row.copy_(self.stored(source, start, stop))
+            return Piece(name, shape, start, base, models=rows)
+        deltas = torch.empty_like(rows) if base is not None else None
+        for place, source in enumerate(step.sources):
+            self._read_changed(step, source, start, stop, base, rows[place], None if deltas is None else deltas[place])
+        return Piece(name, shape, start, base, rows, deltas)
+
+    def _read_changed(
+        self, step: Step, source: Source, start: int, stop: int, base: Tensor | None, row: Tensor, delta: Tensor | None
+    ) -> None:
+        """One model's values and differences, where at least one of the models is an adapter."""
+        import torch
+
+        reader = self._low_rank.get(source.expert)
+        change = None if reader is None else reader.read(source.tensor, start, stop)
+        change = None if change is None else change.to(self._device)
+        on_base = step.base is not None and self._is_same(source, step.base)
+        row.copy_(base if base is not None and on_base else self.stored(source, start, stop))
+        if change is not None:
+            row += change  # in float32, and rounded once
+        if delta is None or base is None:
+            return
+        if on_base and change is not None and self._dtype == torch.float32:
+            delta.copy_(change)  # known more exactly than by subtracting again
+        else:
+            torch.sub(row, base, out=delta)
+
+    def _is_same(self, one: Source, other: Source) -> bool:
+        paths = self.plan.expert(one).model.path, self.plan.expert(other).model.path
+        return one.tensor == other.tensor and paths[0] == paths[1]
+
+
+class StepLook:
+    """A TensorLook at the tensor of one step."""
+
+    def __init__(self, pieces: Pieces, step: Step) -> None:
+        self.name, self.shape, self.size = step.output.name, step.output.shape, step.elements
+        self._pieces, self._step = pieces, step
+
+    def pieces(self) -> Iterator[Piece]:
+        for start, stop in self._pieces.spans(self._step, LOOK_ELEMENTS):
+            yield self._pieces.read(self._step, start, stop)
+
+
+class ModelLook:
+    """A Look at all tensors of a plan that are merged."""
+
+    def __init__(self, pieces: Pieces) -> None:
+        self._pieces = pieces
+        self._steps = {step.output.name: step for step in pieces.plan.steps if step.merged}
+        self.sizes = {name: step.elements for name, step in self._steps.items()}
 
     def pieces(self, name: str) -> Iterator[Piece]:
         # How often a method will look is not known, so this counts as nothing done yet.
-        self._job.progress(0, self._size_bytes, "bytes", stage="looking", tensor=name)
-        for start, stop in self.spans(self._steps[name]):
-            yield self.read(name, start, stop)
-
-    def stored(self, name: str, start: int, stop: int) -> Tensor:
-        """A run of the base's elements as they are stored."""
-        return self._base.read(name, start, stop)
-
-    def read(self, name: str, start: int, stop: int) -> Piece:
-        import torch
-
-        base = self.stored(name, start, stop).to(self._device).to(self._dtype)
-        deltas = torch.empty(len(self._readers), stop - start, device=self._device, dtype=self._dtype)
-        wants_values = self.plan.method.space == "weights"
-        models = torch.empty_like(deltas) if wants_values else deltas
-        for row, (expert, reader) in enumerate(zip(self.plan.experts, self._readers, strict=True)):
-            if not isinstance(reader, LowRankReader):
-                values = reader.read(expert.names[name], start, stop).to(self._device).to(self._dtype)
-                torch.sub(values, base, out=deltas[row])
-            else:
-                change = reader.read(name, start, stop)
-                values = base if change is None else (base + change.to(self._device)).to(self._dtype)
-                deltas[row] = 0.0 if change is None else self._difference(change, values, base)
-            if wants_values:
-                models[row] = values
-        return Piece(name, start, base, models, deltas)
-
-    def _difference(self, change: Tensor, values: Tensor, base: Tensor) -> Tensor:
-        # In float32 the change is known more exactly than by subtracting again.
-        return change if self.plan.method.precision == "float32" else values - base
+        self._pieces.watch.progress(0, self._pieces.plan.size_bytes, "bytes", stage="looking", tensor=name)
+        yield from StepLook(self._pieces, self._steps[name]).pieces()
 
     def in_model_order(self) -> Sequence[str]:
         """The tensors to be merged in the order of the network's own `named_parameters`.
@@ -86,8 +145,8 @@ class Pieces:
         import torch
         from transformers import AutoConfig, AutoModelForCausalLM
 
-        folder = str(self.plan.base.path)
-        config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        plan = self._pieces.plan
+        config = AutoConfig.from_pretrained(str(plan.frame.path), local_files_only=True, trust_remote_code=False)
         with torch.device("meta"):
             network = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
         names = [name for name, _ in network.named_parameters() if name in self.sizes]
@@ -95,6 +154,6 @@ class Pieces:
         if missing:
             raise Unsupported(
                 f"{missing[0]} is no parameter of {type(network).__name__}, so its place among the random draws of "
-                f"{self.plan.method.name} is unknown; choose mask_strategy magnitude, or exclude it"
+                f"{plan.method.name} is unknown; choose mask_strategy magnitude, or exclude it"
             )
         return names

@@ -30,8 +30,12 @@ class Planned:
     shape: tuple[int, ...]
 
     @property
+    def elements(self) -> int:
+        return math.prod(self.shape)
+
+    @property
     def size_bytes(self) -> int:
-        return math.prod(self.shape) * DTYPES[self.dtype][1]
+        return self.elements * DTYPES[self.dtype][1]
 
 
 class CheckpointWriter:
@@ -40,8 +44,10 @@ class CheckpointWriter:
     The folder is a staging folder: publishing it whole is what makes the result appear at once.
     """
 
-    def __init__(self, folder: Path, plan: Sequence[Planned], max_shard_bytes: int = MAX_SHARD_BYTES) -> None:
-        """Write the headers and size the files.
+    def __init__(
+        self, folder: Path, plan: Sequence[Planned], max_shard_bytes: int = MAX_SHARD_BYTES, *, again: bool = False
+    ) -> None:
+        """Write the headers and size the files; `again`: into those that an earlier run left, keeping what is written.
 
         Raises:
             OutOfSpace: the disk cannot hold the result.
@@ -49,6 +55,7 @@ class CheckpointWriter:
         self._places: dict[str, tuple[int, int]] = {}  # name: (file handle, offset of its first byte)
         self._plan = {planned.name: planned for planned in plan}
         self._handles: list[int] = []
+        self._flags = os.O_CREAT | os.O_RDWR | (0 if again else os.O_EXCL)
         _check_space(folder, sum(planned.size_bytes for planned in plan))
         shards = _split(plan, max_shard_bytes)
         names = [WEIGHTS] if len(shards) == 1 else _shard_names(len(shards))
@@ -73,10 +80,14 @@ class CheckpointWriter:
             count = os.pwrite(handle, view, position)
             view, position = view[count:], position + count
 
-    def finish(self) -> None:
-        """Force everything to disk and close."""
+    def sync(self) -> None:
+        """Force everything that is written to disk."""
         for handle in self._handles:
             os.fsync(handle)
+
+    def finish(self) -> None:
+        """Force everything to disk and close."""
+        self.sync()
         self.close()
 
     def close(self) -> None:
@@ -86,7 +97,7 @@ class CheckpointWriter:
 
     def _lay_out(self, file: Path, shard: Sequence[Planned]) -> None:
         header = _header(shard)
-        handle = os.open(file, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o644)
+        handle = os.open(file, self._flags, 0o644)
         self._handles.append(handle)
         os.pwrite(handle, header, 0)
         position = len(header)

@@ -43,8 +43,8 @@ def test_wrong_parameters_and_weights_are_told_at_once(inputs: dict[str, Model])
     problems = refused(inputs, params={"scaling": 1}, weights=[1, 2], base=None)
 
     assert problems == [
-        "params.scaling: unknown key (did you mean scaling_coefficient?)",
         "weights: 2 weights for 1 models (give one a model, in the same order)",
+        "params.scaling: unknown key (did you mean scaling_coefficient?)",
         "base: task_arithmetic needs one (name the model that the others were made from)",
     ]
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from modelworks.merge.method import Method, Params
+from modelworks.merge.method import Method, Params, Piece
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -14,16 +15,12 @@ class AverageParams(Params):
     """Average has none."""
 
 
-def combine(tensors: Tensor, _weights: tuple[float, ...], _params: AverageParams) -> Tensor:
-    """Average the weights (Wortsman et al. 2022, arXiv:2203.05482, uniform soup).
-
-    Args:
-        tensors: (M, N) float32, one model a row.
-    """
-    total = tensors[0].clone()
-    for values in tensors[1:]:
+def combine(piece: Piece, _params: AverageParams, _each: Sequence[AverageParams]) -> Tensor:
+    """Average the weights (Wortsman et al. 2022, arXiv:2203.05482, uniform soup)."""
+    total = piece.models[0].clone()
+    for values in piece.models[1:]:
         total += values
-    return total / len(tensors)
+    return total / len(piece.models)
 
 
-AVERAGE = Method("average", AverageParams, combine, space="weights", takes_weights=False, paper="arXiv:2203.05482")
+AVERAGE = Method("average", AverageParams, combine, space="weights", paper="arXiv:2203.05482")

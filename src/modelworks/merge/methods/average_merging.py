@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from modelworks.merge.merging_eval import mean
-from modelworks.merge.method import Method, Params
+from modelworks.merge.method import Method, Params, Piece
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -15,16 +16,12 @@ class AverageMergingParams(Params):
     """Average merging has none."""
 
 
-def combine(tensors: Tensor, _weights: tuple[float, ...], _params: AverageMergingParams) -> Tensor:
-    """Average the weights.
-
-    Args:
-        tensors: (M, N) bfloat16, one model a row.
-    """
-    return mean(tensors)
+def combine(piece: Piece, _params: AverageMergingParams, _each: Sequence[AverageMergingParams]) -> Tensor:
+    """Average the weights."""
+    return mean(piece.models)
 
 
 AVERAGE_MERGING = Method(
-    "average_merging", AverageMergingParams, combine, space="weights", precision="bfloat16", takes_weights=False,
+    "average_merging", AverageMergingParams, combine, space="weights", precision="bfloat16",
     paper="arXiv:2203.05482",
 )  # fmt: skip

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -56,17 +57,18 @@ def check(params: MaskMergingParams, count: int) -> list[Problem]:
     return problems
 
 
-def prepare(look: Look, weights: tuple[float, ...], params: MaskMergingParams) -> Combine:
+def prepare(look: Look, params: MaskMergingParams, count: int) -> Combine:
     """Mask every model's changes (Yu et al. 2024, arXiv:2311.03099), and merge the models that result."""
-    masked = _Masked(look, params, params.rates(len(weights)))
+    masked = _Masked(look, params, params.rates(count))
     scale, rate = params.scaling_coefficient, params.param_value_mask_rate
     if params.mask_apply_method == "average_merging":
         return lambda piece: merging_eval.mean(masked.of(piece).models)
     if params.mask_apply_method == "task_arithmetic":
         return lambda piece: piece.base + merging_eval.scaled_sum(masked.of(piece).deltas, scale)
-    of_tensors = params.mask_apply_method == "ties_merging"
-    prepare_ties = merging_eval.prepare_ties if of_tensors else merging_eval.prepare_ties_of_whole_model
-    change = prepare_ties(masked, rate, scale)
+    if params.mask_apply_method == "ties_merging":
+        of_tensor = {name: merging_eval.prepare_ties(_Tensor(masked, name), rate, scale) for name in masked.sizes}
+        return lambda piece: piece.base + of_tensor[piece.name](masked.of(piece))
+    change = merging_eval.prepare_ties_of_whole_model(masked, rate, scale)
     return lambda piece: piece.base + change(masked.of(piece))
 
 
@@ -93,7 +95,18 @@ class _Masked:
             if self._rescales and rate != 1:
                 changes[row] = changes[row] / (1 - rate)
         models = piece.base + changes
-        return Piece(piece.name, piece.start, piece.base, models, models - piece.base)
+        return Piece(piece.name, piece.shape, piece.start, piece.base, models)
+
+
+class _Tensor:
+    """A TensorLook at one masked tensor."""
+
+    def __init__(self, masked: _Masked, name: str) -> None:
+        self.name, self.size, self.shape = name, masked.sizes[name], (masked.sizes[name],)
+        self._masked = masked
+
+    def pieces(self) -> Iterator[Piece]:
+        return self._masked.pieces(self.name)
 
 
 def _kept_largest(look: Look, rates: Sequence[float]) -> Combine:
@@ -123,11 +136,14 @@ def _kept_at_random(look: Look, rates: Sequence[float], seed: int) -> Combine:
             for start in range(0, look.sizes[name], _DRAWN_AT_ONCE):
                 # One draw an element, whatever is made of it: as many as the masks will take.
                 scratch[: look.sizes[name] - start].random_(generator=dice)
-    generators = [torch.Generator() for _ in rates]
+    mine = threading.local()
 
     def kept(piece: Piece) -> Tensor:
+        # A thread takes the pieces of a tensor in their order, another thread those of another tensor.
+        if not hasattr(mine, "generators"):
+            mine.generators = [torch.Generator() for _ in rates]
         masks = torch.empty(piece.deltas.shape, dtype=piece.deltas.dtype)
-        for mask, rate, generator, known in zip(masks, rates, generators, states, strict=True):
+        for mask, rate, generator, known in zip(masks, rates, mine.generators, states, strict=True):
             if piece.start == 0:
                 generator.set_state(known[piece.name])
             torch.bernoulli(torch.full_like(mask, rate), generator=generator, out=mask)
@@ -137,6 +153,6 @@ def _kept_at_random(look: Look, rates: Sequence[float], seed: int) -> Combine:
 
 
 MASK_MERGING = Method(
-    "mask_merging", MaskMergingParams, prepare=prepare, space="weights", precision="bfloat16", takes_weights=False,
-    check=check, paper="arXiv:2311.03099",
+    "mask_merging", MaskMergingParams, prepare_model=prepare, reads_base=True, space="weights", precision="bfloat16",
+    reads=2, check=check, paper="arXiv:2311.03099",
 )  # fmt: skip

@@ -2,29 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from pydantic import Field, FiniteFloat
 
-from modelworks.merge.method import Method, Params
+from modelworks.merge.method import PER_MODEL, Method, Params, Piece
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 
 class TaskArithmeticParams(Params):
+    weight: FiniteFloat = Field(
+        1.0, description="factor on a task vector; may be negative", json_schema_extra=PER_MODEL
+    )
     scaling_coefficient: FiniteFloat = Field(1.0, description="lambda: factor on the sum of task vectors")
 
 
-def combine(deltas: Tensor, weights: tuple[float, ...], params: TaskArithmeticParams) -> Tensor:
-    """Sum weighted task vectors: lambda * (w_1 d_1 + ... + w_M d_M) (Ilharco et al. 2023, arXiv:2212.04089).
-
-    Args:
-        deltas: (M, N) float32, one task vector a row.
-    """
-    total = deltas[0] * weights[0]
-    for delta, weight in zip(deltas[1:], weights[1:], strict=True):
-        total += delta * weight
+def combine(piece: Piece, params: TaskArithmeticParams, each: Sequence[TaskArithmeticParams]) -> Tensor:
+    """Sum weighted task vectors: lambda * (w_1 d_1 + ... + w_M d_M) (Ilharco et al. 2023, arXiv:2212.04089)."""
+    total = piece.deltas[0] * each[0].weight
+    for delta, its in zip(piece.deltas[1:], each[1:], strict=True):
+        total += delta * its.weight
     return total * params.scaling_coefficient
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from pydantic import Field, FiniteFloat
@@ -10,7 +11,7 @@ from modelworks.merge.merging_eval import prepare_ties
 from modelworks.merge.method import Method, Params
 
 if TYPE_CHECKING:
-    from modelworks.merge.method import Combine, Look
+    from modelworks.merge.method import Combine, TensorLook
 
 
 class TiesMergingParams(Params):
@@ -20,8 +21,8 @@ class TiesMergingParams(Params):
     scaling_coefficient: FiniteFloat = Field(1.0, description="lambda: factor on the merged task vector")
 
 
-def prepare(look: Look, _weights: tuple[float, ...], params: TiesMergingParams) -> Combine:
-    """Find the thresholds, then merge by sign election (Yadav et al. 2023, arXiv:2306.01708, Algorithm 1).
+def prepare(look: TensorLook, params: TiesMergingParams, _each: Sequence[TiesMergingParams]) -> Combine:
+    """Find the threshold of each model, then merge by sign election (Yadav et al. 2023, arXiv:2306.01708, Algorithm 1).
 
     Changes equal to the threshold are kept, so more than the share may stay where many are equal.
     """
@@ -29,6 +30,6 @@ def prepare(look: Look, _weights: tuple[float, ...], params: TiesMergingParams) 
 
 
 TIES_MERGING = Method(
-    "ties_merging", TiesMergingParams, prepare=prepare, space="delta", precision="bfloat16", takes_weights=False,
+    "ties_merging", TiesMergingParams, prepare=prepare, space="delta", precision="bfloat16", reads=2,
     paper="arXiv:2306.01708",
 )  # fmt: skip

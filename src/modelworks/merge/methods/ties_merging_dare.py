@@ -20,12 +20,12 @@ class TiesMergingDareParams(Params):
     scaling_coefficient: FiniteFloat = Field(1.0, description="lambda: factor on the merged task vector")
 
 
-def prepare(look: Look, _weights: tuple[float, ...], params: TiesMergingDareParams) -> Combine:
+def prepare(look: Look, params: TiesMergingDareParams, _count: int) -> Combine:
     """Find the thresholds and the majority's sign, then elect signs (Yadav et al. 2023, arXiv:2306.01708)."""
     return prepare_ties_of_whole_model(look, params.param_value_mask_rate, params.scaling_coefficient)
 
 
 TIES_MERGING_DARE = Method(
-    "ties_merging_dare", TiesMergingDareParams, prepare=prepare, space="delta", precision="bfloat16",
-    takes_weights=False, paper="arXiv:2306.01708",
+    "ties_merging_dare", TiesMergingDareParams, prepare_model=prepare, space="delta", precision="bfloat16",
+    reads=3, paper="arXiv:2306.01708",
 )  # fmt: skip

@@ -1,22 +1,23 @@
 from __future__ import annotations
 
-import torch
-
 from modelworks.merge.methods.average import AverageParams, combine
+from pieces import piece_of
+
+NONE = AverageParams()
 
 
 def test_is_the_mean_of_the_models() -> None:
-    tensors = torch.tensor([[1.0, -2.0, 0.5], [3.0, 4.0, 0.5], [5.0, 1.0, 0.5]])
+    piece = piece_of([[1.0, -2.0, 0.5], [3.0, 4.0, 0.5], [5.0, 1.0, 0.5]])
 
-    merged = combine(tensors, (1.0, 1.0, 1.0), AverageParams())
+    merged = combine(piece, NONE, [NONE] * 3)
 
     # a third of 9, of 3, and of 1.5
     assert merged.tolist() == [3.0, 1.0, 0.5]
 
 
 def test_leaves_its_input_alone() -> None:
-    tensors = torch.tensor([[1.0], [3.0]])
+    piece = piece_of([[1.0], [3.0]])
 
-    combine(tensors, (1.0, 1.0), AverageParams())
+    combine(piece, NONE, [NONE] * 2)
 
-    assert tensors.tolist() == [[1.0], [3.0]]
+    assert piece.models.tolist() == [[1.0], [3.0]]

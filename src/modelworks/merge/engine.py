@@ -1,0 +1,193 @@
+"""The engine: streams every tensor piece by piece from all models into a sink, on several threads."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable, Collection, Iterator
+from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from itertools import islice
+from typing import TYPE_CHECKING, Literal, Protocol
+
+from modelworks.core.errors import Invalid
+from modelworks.merge.findings import Findings
+from modelworks.merge.method import Combine, Piece
+from modelworks.merge.pieces import ModelLook, Pieces, StepLook, Watch
+from modelworks.merge.plan import Plan, Step
+from modelworks.weights.reader import DTYPES
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+# With a few models, float32 and scratch this stays near the processor's cache; a GPU wants fewer, larger transfers.
+CHUNK_ELEMENTS = {"cpu": 1 << 18, "cuda": 1 << 24}
+MOST_THREADS = 8
+# How many pieces there are for one that is looked at more closely.
+SAMPLE_STRIDE = 8
+
+
+class Sink(Protocol):
+    """Where the result goes: files, or the memory of a model that is being served."""
+
+    def write(self, name: str, tensor: Tensor, start: int) -> None:
+        """Take contiguous elements of the planned dtype, from element `start` on. Called from several threads."""
+
+
+@dataclass(frozen=True, slots=True)
+class Pace:
+    """How to work: none of it changes the result."""
+
+    device: str = "cpu"
+    threads: int = 0  # 0: as many as there are cores
+    chunk_elements: int = 0  # 0: by the device
+    report: Literal["sample", "full", "none"] = "sample"
+
+
+def merge(
+    plan: Plan,
+    sink: Sink,
+    watch: Watch,
+    pace: Pace = Pace(),
+    finished: Collection[str] = frozenset(),
+    each_tensor: Callable[[str], None] = lambda _name: None,
+) -> Findings:
+    """Merge everything but the tensors that are `finished`, and tell of each tensor when its last piece is written.
+
+    Memory is bounded by the number of threads and models times the size of a piece, whatever the size of the models,
+    unless the method takes whole tensors.
+
+    Raises:
+        Invalid: a result is not finite.
+        Cancelled: as the watch says.
+    """
+    engine = _Engine(plan, sink, watch, pace)
+    # The largest first: none of them is left alone at the end.
+    steps = sorted((s for s in plan.steps if s.output.name not in finished), key=lambda step: -step.elements)
+    with _one_thread_each(), ExitStack() as stack:
+        engine.open(stack)
+        engine.done = plan.size_bytes - sum(step.output.size_bytes for step in steps)
+        threads = pace.threads or min(_cores(), MOST_THREADS)
+        _on_threads(1 if pace.device == "cuda" else threads, steps, engine.run, each_tensor)
+    return engine.findings
+
+
+class _Engine:
+    """One merge; `run` is called from several threads."""
+
+    def __init__(self, plan: Plan, sink: Sink, watch: Watch, pace: Pace) -> None:
+        self.plan, self.sink, self.watch, self.pace = plan, sink, watch, pace
+        self.findings = Findings(plan)
+        self.done = 0
+        self._lock = threading.Lock()
+        self._mine = threading.local()
+        self._chunk = pace.chunk_elements or CHUNK_ELEMENTS[pace.device]
+        self._whole_model: Combine | None = None
+
+    def open(self, stack: ExitStack) -> None:
+        self._stack = stack
+        method, steps = self.plan.method, [step for step in self.plan.steps if step.merged]
+        if method.prepare_model is not None and steps:
+            look = ModelLook(self._pieces())
+            self._whole_model = method.prepare_model(look, steps[0].params, len(self.plan.experts))
+
+    def run(self, step: Step) -> str:
+        pieces = self._pieces()
+        method = self.plan.method
+        combine = self._whole_model
+        if step.merged and combine is None:
+            combine = method.begin(StepLook(pieces, step), step.params, step.each)
+        spans = list(pieces.spans(step, self._chunk))
+        for number, (start, stop) in enumerate(spans):
+            closer = step.merged and self._is_looked_at(number, len(spans))
+            self.sink.write(step.output.name, self._piece(pieces, step, start, stop, combine, closer), start)
+        with self._lock:
+            self.done += step.output.size_bytes
+            self.watch.progress(self.done, self.plan.size_bytes, "bytes", stage="merging", tensor=step.output.name)
+        return step.output.name
+
+    def _piece(
+        self, pieces: Pieces, step: Step, start: int, stop: int, combine: Combine | None, closer: bool
+    ) -> Tensor:
+        import torch
+
+        dtype = getattr(torch, DTYPES[step.output.dtype][0])
+        if not step.merged or combine is None:
+            return pieces.stored(step.base or step.sources[0], start, stop).to(dtype)
+        has_base = self.plan.method.needs_base or (closer and step.base is not None)
+        piece = pieces.read(step, start, stop, has_base)
+        combined = combine(piece)
+        merged = piece.base + combined if self.plan.method.space == "delta" else combined
+        result: Tensor = merged.to(dtype).cpu()
+        self._check_finite(step, piece, result)
+        if closer and has_base:
+            self.findings.look(step, piece, merged)
+        return result
+
+    def _is_looked_at(self, number: int, count: int) -> bool:
+        if self.pace.report == "sample":
+            return number % SAMPLE_STRIDE == min(SAMPLE_STRIDE, count) // 2
+        return self.pace.report == "full"
+
+    def _pieces(self) -> Pieces:
+        if not hasattr(self._mine, "pieces"):
+            with self._lock:
+                self._mine.pieces = Pieces(self.plan, self.watch, self.pace.device, self._stack)
+        pieces: Pieces = self._mine.pieces
+        return pieces
+
+    def _check_finite(self, step: Step, piece: Piece, result: Tensor) -> None:
+        import torch
+
+        # The extremes are found many times faster than a mask; a NaN is passed on by both.
+        if not result.numel() or all(torch.isfinite(extreme) for extreme in torch.aminmax(result)):
+            return
+        bad = torch.nonzero(~torch.isfinite(result)).view(-1)
+        labels = self.findings.labels
+        guilty = [labels[source.expert] for row, source in zip(piece.models, step.sources, strict=True)
+                  if not torch.isfinite(row).all()]  # fmt: skip
+        where = f"they are in {', '.join(guilty)}" if guilty else "no model has any, so they come from the merge"
+        raise Invalid(
+            f"{step.output.name}: {len(bad)} values are NaN or infinite, the first at element "
+            f"{piece.start + int(bad[0])}; {where}: mend the model, lower the weights, or choose dtype float32"
+        )
+
+
+def _on_threads(
+    threads: int, steps: list[Step], work: Callable[[Step], str], each_tensor: Callable[[str], None]
+) -> None:
+    if threads == 1:
+        for step in steps:
+            each_tensor(work(step))
+        return
+    with ThreadPoolExecutor(threads, "merge") as pool:
+        waiting = iter(steps)
+        going = {pool.submit(work, step) for step in islice(waiting, 2 * threads)}
+        try:
+            while going:
+                ended, going = wait(going, return_when=FIRST_COMPLETED)
+                for future in ended:
+                    each_tensor(future.result())
+                    going |= {pool.submit(work, step) for step in islice(waiting, 1)}
+        except BaseException:
+            pool.shutdown(wait=True, cancel_futures=True)
+            raise
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+@contextmanager
+def _one_thread_each() -> Iterator[None]:
+    """Let torch compute on one thread: pieces are short, and our own threads each take a tensor."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with torch.inference_mode():
+            yield
+    finally:
+        torch.set_num_threads(before)

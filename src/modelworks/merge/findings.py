@@ -1,0 +1,136 @@
+"""What a merge learns of its models on the way: how far they are from the base and from each other."""
+
+from __future__ import annotations
+
+import threading
+from collections import defaultdict
+from dataclasses import dataclass, field
+from itertools import combinations
+from typing import TYPE_CHECKING
+
+from modelworks.core.nouns import JsonObject
+from modelworks.merge.fit import Expert
+from modelworks.merge.layers import layer_of
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from modelworks.merge.method import Piece
+    from modelworks.merge.plan import Plan, Step
+
+
+@dataclass
+class Seen:
+    """Sums over the elements of one tensor that were looked at."""
+
+    elements: int = 0
+    conflicts: int = 0  # changed by several models, in both directions
+    shared: int = 0  # changed by several models
+    kept: int = 0  # changed in the result
+    products: dict[tuple[int, int], float] = field(default_factory=lambda: defaultdict(float))  # d_i . d_j
+    base_square: float = 0.0
+
+
+class Findings:
+    """Sums up pieces from several threads. What was only sampled is scaled to the whole tensor."""
+
+    def __init__(self, plan: Plan) -> None:
+        self.labels = labels(plan.experts)
+        self._sizes = {step.output.name: step.elements for step in plan.steps}
+        self._seen: dict[str, Seen] = {}
+        self._lock = threading.Lock()
+
+    def look(self, step: Step, piece: Piece, merged: Tensor) -> None:
+        """Take in one piece and what it became."""
+        import torch
+
+        deltas = piece.deltas.float()
+        products = (deltas @ deltas.T).tolist()
+        several, both = 0, 0
+        if len(deltas) > 1:
+            # The signs' sum tells less than their number where two models disagree; two reductions for any number.
+            signs = deltas.sign()
+            most, total = signs.abs().sum(0), signs.sum(0).abs()
+            several, both = int((most > 1).sum()), int(((most > 1) & (total < most)).sum())
+        kept = int(torch.count_nonzero(merged != piece.base))
+        base_square = float(piece.base.float().square().sum())
+        with self._lock:
+            seen = self._seen.setdefault(step.output.name, Seen())
+            seen.elements += deltas.shape[1]
+            seen.shared, seen.conflicts, seen.kept = seen.shared + several, seen.conflicts + both, seen.kept + kept
+            seen.base_square += base_square
+            for one, row in zip(step.sources, products, strict=True):
+                for other, product in zip(step.sources, row, strict=True):
+                    seen.products[one.expert, other.expert] += product
+
+    @property
+    def share_seen(self) -> float:
+        """Of all elements that were merged with a base."""
+        whole = sum(self._sizes[name] for name in self._seen)
+        return sum(seen.elements for seen in self._seen.values()) / whole if whole else 0.0
+
+    def norms(self) -> dict[str, float]:
+        """The length of every task vector."""
+        products = self._products()
+        return {
+            label: float(f"{products[place, place] ** 0.5:.4g}")
+            for place, label in enumerate(self.labels)
+            if (place, place) in products
+        }
+
+    def cosines(self) -> dict[str, float]:
+        """The cosine of every two task vectors."""
+        products = self._products()
+        found = {}
+        for one, other in combinations(range(len(self.labels)), 2):
+            lengths = products.get((one, one), 0.0) * products.get((other, other), 0.0)
+            if lengths:
+                cosine = products.get((one, other), 0.0) / lengths**0.5
+                found[f"{self.labels[one]} / {self.labels[other]}"] = round(cosine, 4)
+        return found
+
+    def table(self) -> list[JsonObject]:
+        """One row a layer (and one for all that is in none): norms relative to the base, conflicts, what is kept."""
+        groups: dict[str, list[str]] = defaultdict(list)
+        for name in self._sizes:
+            if name in self._seen:
+                layer = layer_of(name)
+                groups["other" if layer is None else f"layer {layer}"].append(name)
+        return [self._row(group, names) for group, names in sorted(groups.items(), key=lambda item: _order(item[0]))]
+
+    def _row(self, group: str, names: list[str]) -> JsonObject:
+        seen = [self._seen[name] for name in names]
+        elements = sum(each.elements for each in seen)
+        shared = sum(each.shared for each in seen)
+        base = sum(each.base_square * self._scale(name) for name, each in zip(names, seen, strict=True)) ** 0.5
+        products = self._products(names)
+        norms: JsonObject = {
+            label: round(products[place, place] ** 0.5 / base, 5) if base else 0.0
+            for place, label in enumerate(self.labels)
+            if (place, place) in products
+        }
+        return {
+            "group": group,
+            "relative_norms": norms,
+            "sign_conflicts": round(sum(each.conflicts for each in seen) / shared, 4) if shared else 0.0,
+            "kept": round(sum(each.kept for each in seen) / elements, 4) if elements else 0.0,
+        }
+
+    def _scale(self, name: str) -> float:
+        return self._sizes[name] / max(self._seen[name].elements, 1)
+
+    def _products(self, names: list[str] | None = None) -> dict[tuple[int, int], float]:
+        total: dict[tuple[int, int], float] = defaultdict(float)
+        for name in sorted(self._seen if names is None else names):
+            for pair, product in self._seen[name].products.items():
+                total[pair] += product * self._scale(name)
+        return total
+
+
+def labels(experts: tuple[Expert, ...]) -> list[str]:
+    names = [expert.artifact.name for expert in experts]
+    return [name if names.count(name) == 1 else f"{name} #{place}" for place, name in enumerate(names, 1)]
+
+
+def _order(group: str) -> tuple[int, int]:
+    return (0, 0) if group == "other" else (1, int(group.split()[1]))

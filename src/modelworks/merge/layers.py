@@ -1,0 +1,106 @@
+"""Which tensors of the models make which tensor of the result: layer by layer, or by slices of layers."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from modelworks.core.errors import Problem
+from modelworks.core.nouns import JsonObject
+from modelworks.merge.schedule import depths
+from modelworks.merge.spec import MergeSpec, Slice
+from modelworks.weights.reader import TensorInfo
+
+# e.g. model.layers.12.mlp.up_proj.weight, transformer.h.12.attn.c_attn.weight
+_LAYER = re.compile(r"^(.*?\b(?:layers|layer|h|blocks|block)\.)(\d+)(\..+)$")
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """One tensor of the result: its name, and under which name of the frame each model (by place) has its own part."""
+
+    name: str
+    base: str
+    parts: tuple[tuple[int, str], ...]
+    depth: float
+    params: JsonObject
+    part_params: tuple[JsonObject, ...]
+
+
+def layer_of(name: str) -> int | None:
+    found = _LAYER.match(name)
+    return int(found[2]) if found else None
+
+
+def layer_count(names: Sequence[str]) -> int:
+    return max((layer for name in names if (layer := layer_of(name)) is not None), default=-1) + 1
+
+
+def origins(spec: MergeSpec, tensors: Mapping[str, TensorInfo], problems: list[Problem]) -> list[Origin]:
+    """In the order of the frame's file; with slices, its layers are replaced by those that the slices list."""
+    ordered = [info.name for info in sorted(tensors.values(), key=lambda info: (info.file, info.start))]
+    layers = layer_count(ordered)
+    if not spec.slices:
+        deep = depths(layers)
+        everyone = range(len(spec.models))
+        return [
+            Origin(name, name, tuple((place, name) for place in everyone),
+                   0.0 if (layer := layer_of(name)) is None else deep[layer], {}, ({},) * len(everyone))
+            for name in ordered
+        ]  # fmt: skip
+    before = len(problems)
+    for number, part in enumerate(spec.slices):
+        problems += _slice_problems(f"slices.{number}", part, spec, layers)
+    return [] if len(problems) > before else list(_sliced(spec, ordered))
+
+
+def _sliced(spec: MergeSpec, ordered: Sequence[str]) -> Iterator[Origin]:
+    first, last = spec.slices[0], spec.slices[-1]
+    in_layer = [name for name in ordered if layer_of(name) == 0]
+    places = [place for place, name in enumerate(ordered) if layer_of(name) is not None]
+    for place, name in enumerate(ordered):
+        if layer_of(name) is None:
+            # What stands before the layers belongs to the first slice, what follows them to the last.
+            yield _origin(spec, first if place < places[0] else last, name, lambda _layer, name=name: name, 0, 0.0)
+    number = 0
+    for part in spec.slices:
+        start, stop = part.sources[0].layer_range
+        for offset, depth in enumerate(depths(stop - start)):
+            for name in in_layer:
+                yield _origin(
+                    spec, part, _moved(name, number), lambda layer, name=name: _moved(name, layer), offset, depth
+                )
+            number += 1
+
+
+def _origin(spec: MergeSpec, part: Slice, name: str, named, offset: int, depth: float) -> Origin:  # type: ignore[no-untyped-def] # a lambda's type says nothing here
+    base = next((source for source in part.sources if source.model == spec.base), part.sources[0])
+    # A base that is not listed as a model gives its layers, and is not merged.
+    merged = [source for source in part.sources if source.model in spec.models]
+    return Origin(
+        name,
+        named(base.layer_range[0] + offset),
+        tuple((spec.models.index(source.model), named(source.layer_range[0] + offset)) for source in merged),
+        depth,
+        part.params,
+        tuple(source.params for source in merged),
+    )
+
+
+def _moved(name: str, layer: int) -> str:
+    return _LAYER.sub(lambda found: f"{found[1]}{layer}{found[3]}", name)
+
+
+def _slice_problems(where: str, part: Slice, spec: MergeSpec, layers: int) -> Iterator[Problem]:
+    lengths = {source.layer_range[1] - source.layer_range[0] for source in part.sources}
+    if len(lengths) > 1:
+        yield Problem(where, f"its sources have {sorted(lengths)} layers", "give ranges of one length")
+    for source in part.sources:
+        start, stop = source.layer_range
+        if source.model not in {*spec.models, spec.base}:
+            yield Problem(where, f"{source.model} is not among the models", "list it in models, or as base")
+        if not start < stop <= layers:
+            yield Problem(where, f"layers {start} to {stop} of {source.model}, which has {layers}", "count from 0")
+    if all(source.model not in spec.models for source in part.sources):
+        yield Problem(where, "has no source among the models", "list one in models")
