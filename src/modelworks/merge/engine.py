@@ -12,7 +12,7 @@ from itertools import islice
 from typing import TYPE_CHECKING, Literal, Protocol
 
 from modelworks.core.errors import Invalid
-from modelworks.merge.findings import Findings
+from modelworks.merge.findings import Findings, samples
 from modelworks.merge.method import Combine, Piece
 from modelworks.merge.pieces import ModelLook, Pieces, StepLook, Watch
 from modelworks.merge.plan import Plan, Step
@@ -24,8 +24,6 @@ if TYPE_CHECKING:
 # With a few models, float32 and scratch this stays near the processor's cache; a GPU wants fewer, larger transfers.
 CHUNK_ELEMENTS = {"cpu": 1 << 18, "cuda": 1 << 24}
 MOST_THREADS = 8
-# How many pieces there are for one that is looked at more closely.
-SAMPLE_STRIDE = 8
 
 
 class Sink(Protocol):
@@ -98,37 +96,28 @@ class _Engine:
         combine = self._whole_model
         if step.merged and combine is None:
             combine = method.begin(StepLook(pieces, step), step.params, step.each)
-        spans = list(pieces.spans(step, self._chunk))
-        for number, (start, stop) in enumerate(spans):
-            closer = step.merged and self._is_looked_at(number, len(spans))
-            self.sink.write(step.output.name, self._piece(pieces, step, start, stop, combine, closer), start)
+        for start, stop in pieces.spans(step, self._chunk):
+            self.sink.write(step.output.name, self._piece(pieces, step, start, stop, combine), start)
         with self._lock:
             self.done += step.output.size_bytes
             self.watch.progress(self.done, self.plan.size_bytes, "bytes", stage="merging", tensor=step.output.name)
         return step.output.name
 
-    def _piece(
-        self, pieces: Pieces, step: Step, start: int, stop: int, combine: Combine | None, closer: bool
-    ) -> Tensor:
+    def _piece(self, pieces: Pieces, step: Step, start: int, stop: int, combine: Combine | None) -> Tensor:
         import torch
 
         dtype = getattr(torch, DTYPES[step.output.dtype][0])
         if not step.merged or combine is None:
             return pieces.stored(step.base or step.sources[0], start, stop).to(dtype)
-        has_base = self.plan.method.needs_base or (closer and step.base is not None)
-        piece = pieces.read(step, start, stop, has_base)
+        looked_at = list(samples(step.elements, start, stop, self.pace.report)) if step.base is not None else []
+        piece = pieces.read(step, start, stop, self.plan.method.needs_base or bool(looked_at))
         combined = combine(piece)
         merged = piece.base + combined if self.plan.method.space == "delta" else combined
         result: Tensor = merged.to(dtype).cpu()
         self._check_finite(step, piece, result)
-        if closer and has_base:
-            self.findings.look(step, piece, merged)
+        for first, last in looked_at:
+            self.findings.look(step, piece.part(first, last), merged[first:last])
         return result
-
-    def _is_looked_at(self, number: int, count: int) -> bool:
-        if self.pace.report == "sample":
-            return number % SAMPLE_STRIDE == min(SAMPLE_STRIDE, count) // 2
-        return self.pace.report == "full"
 
     def _pieces(self) -> Pieces:
         if not hasattr(self._mine, "pieces"):

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import threading
 from collections import defaultdict
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import combinations
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from modelworks.core.nouns import JsonObject
 from modelworks.merge.fit import Expert
@@ -17,6 +18,25 @@ if TYPE_CHECKING:
 
     from modelworks.merge.method import Piece
     from modelworks.merge.plan import Plan, Step
+
+
+# A sample is one of so many blocks of so many elements, spread evenly: the same whatever the pieces of the merge.
+SAMPLE_STRIDE = 16
+SAMPLE_ELEMENTS = 1 << 15
+
+
+def samples(
+    elements: int, start: int, stop: int, report: Literal["sample", "full", "none"]
+) -> Iterator[tuple[int, int]]:
+    """The parts to look at of the piece from `start` to `stop` of a tensor, counted from the piece's own start."""
+    if report == "full":
+        yield 0, stop - start
+    elif report == "sample":
+        blocks = -(-elements // SAMPLE_ELEMENTS)
+        for block in range(start // SAMPLE_ELEMENTS, -(-stop // SAMPLE_ELEMENTS)):
+            if block % SAMPLE_STRIDE == min(SAMPLE_STRIDE, blocks) // 2:
+                first, last = block * SAMPLE_ELEMENTS, (block + 1) * SAMPLE_ELEMENTS
+                yield max(first, start) - start, min(last, stop) - start
 
 
 @dataclass
@@ -44,7 +64,7 @@ class Findings:
         """Take in one piece and what it became."""
         import torch
 
-        deltas = piece.deltas.float()
+        deltas = piece.deltas.double()
         products = (deltas @ deltas.T).tolist()
         several, both = 0, 0
         if len(deltas) > 1:
@@ -53,7 +73,7 @@ class Findings:
             most, total = signs.abs().sum(0), signs.sum(0).abs()
             several, both = int((most > 1).sum()), int(((most > 1) & (total < most)).sum())
         kept = int(torch.count_nonzero(merged != piece.base))
-        base_square = float(piece.base.float().square().sum())
+        base_square = float(piece.base.double().square().sum())
         with self._lock:
             seen = self._seen.setdefault(step.output.name, Seen())
             seen.elements += deltas.shape[1]
