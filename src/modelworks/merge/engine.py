@@ -109,14 +109,15 @@ class _Engine:
         dtype = getattr(torch, DTYPES[step.output.dtype][0])
         if not step.merged or combine is None:
             return pieces.stored(step.base or step.sources[0], start, stop).to(dtype)
-        looked_at = list(samples(step.elements, start, stop, self.pace.report)) if step.base is not None else []
-        piece = pieces.read(step, start, stop, self.plan.method.needs_base or bool(looked_at))
+        piece = pieces.read(step, start, stop)
         combined = combine(piece)
         merged = piece.base + combined if self.plan.method.space == "delta" else combined
         result: Tensor = merged.to(dtype).cpu()
         self._check_finite(step, piece, result)
-        for first, last in looked_at:
-            self.findings.look(step, piece.part(first, last), merged[first:last])
+        if step.base is not None:
+            for first, last in samples(step.elements, start, stop, self.pace.report):
+                base = None if self.plan.method.needs_base else pieces.values(step.base, start + first, start + last)
+                self.findings.look(step, piece.part(first, last, base), merged[first:last])
         return result
 
     def _pieces(self) -> Pieces:

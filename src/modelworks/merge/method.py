@@ -73,10 +73,12 @@ class Piece:
     def deltas(self) -> Tensor:
         return self.models - self.base
 
-    def part(self, start: int, stop: int) -> Piece:
-        """Its own elements `start` to `stop`."""
+    def part(self, start: int, stop: int, base: Tensor | None = None) -> Piece:
+        """Its own elements `start` to `stop`; with this base, where it has none."""
         rows = {key: value[:, start:stop] for key, value in self.__dict__.items() if key in {"models", "deltas"}}
-        return Piece(self.name, self.shape, self.start + start, self.base[start:stop], **rows)
+        return Piece(
+            self.name, self.shape, self.start + start, self.base[start:stop] if base is None else base, **rows
+        )
 
     def column(self, values: Sequence[float]) -> Tensor:
         """One number a model as (M, 1) float32, beside the models on their device."""

@@ -67,11 +67,10 @@ class Pieces:
         """A run of a model's full weights, without its adapter, in the method's precision."""
         return self.stored(source, start, stop).to(self._device).to(self._dtype)
 
-    def read(self, step: Step, start: int, stop: int, with_base: bool | None = None) -> Piece:
-        """Args: with_base: whether the piece has a base; default: if the method reads it."""
+    def read(self, step: Step, start: int, stop: int) -> Piece:
         import torch
 
-        needed = self.plan.method.needs_base if with_base is None else with_base
+        needed = self.plan.method.needs_base
         base = self.values(step.base, start, stop) if step.base is not None and needed else None
         name, shape = step.output.name, step.output.shape
         rows = torch.empty(len(step.sources), stop - start, device=self._device, dtype=self._dtype)
