@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Generic, Literal, Protocol, TypeAlias, TypeVar
 
+from pydantic import ConfigDict
+
 from modelworks.core.registry import find_plugins
 from modelworks.core.spec import Spec
 
@@ -25,6 +27,9 @@ class Params(Spec):
     Every number may differ from tensor to tensor (see schedule.py), and those marked PER_MODEL from model to model as
     well. A method is given the values that hold for the tensor at hand: plain numbers.
     """
+
+    # `lambda` is no name for a field in Python: it is the alias of lambda_.
+    model_config = ConfigDict(populate_by_name=True)
 
 
 P = TypeVar("P", bound=Params)
