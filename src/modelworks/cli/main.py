@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import click
 
 import modelworks
-from modelworks.cli import host, jobs, run, serving, show, talk
+from modelworks.cli import host, jobs, merging, run, serving, show, talk
 from modelworks.cli.options import Group, Session
 from modelworks.core import errors
 
@@ -43,7 +43,7 @@ def cli() -> None:
 
 
 for command in (
-    host.serve, run.pull, show.upload, run.train, run.merge, run.evaluate, talk.chat, talk.generate,
+    host.serve, run.pull, show.upload, run.train, merging.merge, run.evaluate, talk.chat, talk.generate,
     jobs.jobs, show.models, show.datasets, host.doctor, host.config,
 ):  # fmt: skip
     cli.add_command(command)
@@ -80,8 +80,7 @@ def run_command(arguments: Sequence[str]) -> int:
 
 def _complain(session: Session, code: str, message: str, problems: tuple[errors.Problem, ...]) -> None:
     if session.json:
-        listed = [{"where": each.where, "what": each.what, "remedy": each.remedy} for each in problems]
-        body = {"error": {"code": code, "message": message, "problems": listed}}
+        body = {"error": {"code": code, "message": message, "problems": [each.body for each in problems]}}
         click.echo(json.dumps(body, ensure_ascii=False), err=True)
         return
     if problems and all(each.what in message for each in problems):

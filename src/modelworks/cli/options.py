@@ -97,6 +97,11 @@ def global_options() -> list[click.Parameter]:
     ]
 
 
+def _equip(command: click.Command) -> None:
+    known = {parameter.name for parameter in command.params}
+    command.params += [option for option in global_options() if option.name not in known]
+
+
 def _with_example(example: str | Sequence[str]) -> str:
     lines = [example] if isinstance(example, str) else list(example)
     return "\b\n" + "\n".join([f"Example{'s' if len(lines) > 1 else ''}:", *(f"  {line}" for line in lines)])
@@ -109,7 +114,7 @@ class Command(click.Command):
         if example:
             kwargs["epilog"] = _with_example(example)
         super().__init__(*args, **kwargs)
-        self.params += global_options()
+        _equip(self)
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         several = {
@@ -136,7 +141,7 @@ class Group(click.Group):
         if example:
             kwargs["epilog"] = _with_example(example)
         super().__init__(*args, **kwargs)
-        self.params += global_options()
+        _equip(self)
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]

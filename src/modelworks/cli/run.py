@@ -1,4 +1,4 @@
-"""Commands that make a job and wait for it: pull, train, merge, eval."""
+"""Commands that make a job and wait for it: pull, train, eval."""
 
 from __future__ import annotations
 
@@ -63,22 +63,6 @@ def pull(session: Session, body: dict[str, object], **asked: Any) -> None:
 def train(session: Session, body: dict[str, object], **asked: Any) -> None:
     """Fine-tune a model on a dataset. Options go over what the file says."""
     submit(session, "train", body, **asked)
-
-
-@click.command(
-    cls=SpecCommand, kind="merge", name="merge", short_help="Merge models into one.",
-    example=(
-        "modelworks merge spec.yaml",
-        "modelworks merge --method task_arithmetic --base smollm2-135m --models mine/a mine/b --name mine/both",
-    ),
-)  # fmt: skip
-@spec_file
-@queueing_options
-@waiting_options
-@pass_session
-def merge(session: Session, body: dict[str, object], **asked: Any) -> None:
-    """Merge models of one architecture into one. Options go over what the file says."""
-    submit(session, "merge", body, **asked)
 
 
 @click.command(
