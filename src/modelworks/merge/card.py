@@ -12,7 +12,9 @@ from modelworks.core.nouns import JsonObject, Parent
 from modelworks.merge.plan import Plan
 
 
-def write_card(folder: Path, name: str, plan: Plan, parents: Sequence[Parent], recipe: JsonObject) -> None:
+def write_card(
+    folder: Path, name: str, plan: Plan, parents: Sequence[Parent], recipe: JsonObject, report: Sequence[str] = ()
+) -> None:
     """Write README.md; says nothing of time and place, so that the same merge gives the same folder."""
     front = {"base_model": [parent.name for parent in parents], "library_name": "transformers", "tags": ["merge"]}
     method = plan.method
@@ -33,5 +35,5 @@ def write_card(folder: Path, name: str, plan: Plan, parents: Sequence[Parent], r
         "|---|---|---|---|",
     ]
     lines += [f"| {parent.role} | {parent.kind} | {parent.name} | `{parent.digest}` |" for parent in parents]
-    lines += ["", "## Recipe", "", "```json", json.dumps(recipe, indent=2, sort_keys=True), "```", ""]
+    lines += ["", *report, "## Recipe", "", "```json", json.dumps(recipe, indent=2, sort_keys=True), "```", ""]
     (folder / "README.md").write_text("\n".join(lines), encoding="utf-8")

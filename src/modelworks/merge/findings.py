@@ -56,7 +56,7 @@ class Findings:
 
     def __init__(self, plan: Plan) -> None:
         self.labels = labels(plan.experts)
-        self._sizes = {step.output.name: step.elements for step in plan.steps}
+        self._sizes = {step.output.name: step.elements for step in plan.steps if step.merged}
         self._seen: dict[str, Seen] = {}
         self._lock = threading.Lock()
 
@@ -85,8 +85,8 @@ class Findings:
 
     @property
     def share_seen(self) -> float:
-        """Of all elements that were merged with a base."""
-        whole = sum(self._sizes[name] for name in self._seen)
+        """Of all elements that are merged; less where a killed run was gone on with."""
+        whole = sum(self._sizes.values())
         return sum(seen.elements for seen in self._seen.values()) / whole if whole else 0.0
 
     def norms(self) -> dict[str, float]:

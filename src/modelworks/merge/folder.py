@@ -18,6 +18,7 @@ from modelworks.merge.fit import weight_files
 from modelworks.merge.layers import layer_count
 from modelworks.merge.pieces import Watch
 from modelworks.merge.plan import Plan
+from modelworks.merge.report import write_report
 from modelworks.weights.reader import INDEX
 from modelworks.weights.safety import read_object
 from modelworks.weights.writer import CheckpointWriter
@@ -40,7 +41,7 @@ def merge_into(
         journal.writer = writer
         findings = merge(plan, writer, watch, pace, frozenset(journal.finished), journal.note)
     _copy_companions(plan, folder)
-    write_card(folder, name, plan, parents, recipe)
+    write_card(folder, name, plan, parents, recipe, write_report(folder, findings))
     journal.remove()
     return findings
 

@@ -1,0 +1,96 @@
+"""What a merge learnt of its models, for people: a table in the card, a heat map, and the numbers as JSON."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from xml.sax.saxutils import escape
+
+from modelworks.core.nouns import JsonObject
+from modelworks.merge.findings import Findings
+
+REPORT, PICTURE = "merge_report.json", "merge_report.svg"
+_CELL_WIDTH, _CELL_HEIGHT, _LEFT, _TOP = 92, 16, 90, 58
+
+
+@dataclass(frozen=True)
+class _Column:
+    heading: str
+    values: list[float]
+    # What is shown in the darkest colour.
+    most: float
+
+
+def write_report(folder: Path, findings: Findings) -> list[str]:
+    """Write both files, and return what the card says of them; nothing where there was no base to compare with."""
+    rows = findings.table()
+    if not rows:
+        return []
+    facts: JsonObject = {
+        "share_looked_at": round(findings.share_seen, 3),
+        "task_vector_norms": dict(findings.norms()),
+        "cosines": dict(findings.cosines()),
+        "layers": list(rows),
+    }
+    (folder / REPORT).write_text(json.dumps(facts, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    groups = [str(row["group"]) for row in rows]
+    (folder / PICTURE).write_text(heat_map(groups, _columns(findings.labels, rows)), encoding="utf-8")
+    return list(_card_lines(findings))
+
+
+def _columns(labels: Sequence[str], rows: Sequence[JsonObject]) -> list[_Column]:
+    norms = [row["relative_norms"] for row in rows]
+    by_model = [[float(row.get(label, 0.0)) for row in norms if isinstance(row, dict)] for label in labels]  # type: ignore[arg-type] # we wrote them: numbers
+    most = max((value for values in by_model for value in values), default=0.0) or 1.0
+    found = [_Column(f"|d|/|b| {label}", values, most) for label, values in zip(labels, by_model, strict=True)]
+    for heading, key in (("sign conflicts", "sign_conflicts"), ("changed", "kept")):
+        found.append(_Column(heading, [float(row[key]) for row in rows], 1.0))  # type: ignore[arg-type] # the same
+    return found
+
+
+def heat_map(rows: Sequence[str], columns: Sequence[_Column]) -> str:
+    """A picture as SVG: a row a layer, a column a measure, darker for more; every cell tells its number."""
+    width = _LEFT + _CELL_WIDTH * len(columns) + 10
+    height = _TOP + _CELL_HEIGHT * len(rows) + 10
+    size = f'viewBox="0 0 {width} {height}" width="{width}" height="{height}"'
+    body = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" {size} font-family="sans-serif" font-size="10">',
+        f'<rect width="{width}" height="{height}" fill="#fff"/>',
+    ]
+    for place, column in enumerate(columns):
+        x = _LEFT + place * _CELL_WIDTH
+        body.append(f'<text x="{x + 2}" y="{_TOP - 8}">{escape(_short(column.heading))}</text>')
+        for row, value in enumerate(column.values):
+            share = min(1.0, value / column.most)
+            y = _TOP + row * _CELL_HEIGHT
+            # From near white to a deep blue; the number in what can be read on it.
+            red, green, blue = (
+                round(light + share * (dark - light)) for light, dark in ((244, 8), (248, 48), (252, 107))
+            )
+            body.append(
+                f'<rect x="{x}" y="{y}" width="{_CELL_WIDTH - 2}" height="{_CELL_HEIGHT - 1}" '
+                f'fill="rgb({red},{green},{blue})"><title>{escape(rows[row])}, {escape(column.heading)}: '
+                f'{value:.4g}</title></rect><text x="{x + 4}" y="{y + 11}" fill="{"#fff" if share > 0.5 else "#222"}">'
+                f"{value:.3g}</text>"
+            )
+    names = (f'<text x="4" y="{_TOP + row * _CELL_HEIGHT + 11}">{escape(name)}</text>' for row, name in enumerate(rows))
+    return "\n".join([*body, *names, "</svg>", ""])
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= 17 else text[:16] + "…"
+
+
+def _card_lines(findings: Findings) -> Iterator[str]:
+    yield from ("## What was merged", "")
+    yield f"Measured on {findings.share_seen:.0%} of the elements, spread evenly; layer by layer below."
+    yield from ("", "| model | norm of its task vector |", "|---|---|")
+    for label, norm in findings.norms().items():
+        yield f"| {label} | {norm:g} |"
+    cosines = findings.cosines()
+    if cosines:
+        yield from ("", "| task vectors | cosine |", "|---|---|")
+        yield from (f"| {pair} | {cosine:g} |" for pair, cosine in cosines.items())
+    yield from ("", f"![Norms relative to the base, sign conflicts and changed elements by layer]({PICTURE})", "")
