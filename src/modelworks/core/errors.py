@@ -21,11 +21,22 @@ class ModelworksError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """One of several things that are wrong at once, e.g. one row of a file or one tensor of a merge."""
+    """One of several things that are wrong at once, e.g. one row of a file or one tensor of a merge.
+
+    `code`, where there is one, is stable and tells kinds of problems apart.
+    """
 
     where: str
     what: str
     remedy: str = ""
+    code: str = ""
+
+    @property
+    def body(self) -> dict[str, str]:
+        """As JSON, for programs."""
+        return {"where": self.where, "what": self.what, "remedy": self.remedy} | (
+            {"code": self.code} if self.code else {}
+        )
 
     def __str__(self) -> str:
         return f"{self.where}: {self.what}" + (f" ({self.remedy})" if self.remedy else "")

@@ -29,6 +29,38 @@ class Slice(Spec):
     params: JsonObject = Field(default_factory=dict, description="the method's parameters in this slice")
 
 
+class NoEmbedding(Spec):
+    """A row of zeros."""
+
+    kind: Literal["zero"]
+
+
+class TokenEmbedding(Spec):
+    """The row of a token of one of the models, by the token or by its number."""
+
+    kind: Literal["model_token"] = "model_token"
+    model: str = Field(description="one of the models, or the base")
+    token: str | None = None
+    token_id: int | None = Field(None, ge=0)
+
+
+class TokenRule(Spec):
+    """Where a token's embedding comes from, in the models that do not have the token."""
+
+    source: str | NoEmbedding | TokenEmbedding = Field(description="a model's own row of the token, another row, or 0")
+    force: bool = Field(False, description="also in the models that have the token")
+
+
+class TokenizerChoice(Spec):
+    """Which tokens the result has, and their embeddings."""
+
+    source: str = Field("union", description="base, first, union, or one of the models")
+    tokens: dict[str, TokenRule] = Field(default_factory=dict, description="tokens to add, or to embed otherwise")
+    pad_to_multiple_of: int | None = Field(
+        None, ge=1, description="trim the embeddings to the tokens, up to a multiple; default: as many rows as before"
+    )
+
+
 class MergeSpec(Spec):
     """Merge models of one architecture, or adapters of one base, into one model."""
 
@@ -67,6 +99,15 @@ class MergeSpec(Spec):
         (), description="tensors left as in the base: patterns (RE2) matched from the start of the name"
     )
     dtype: OutputDtype | None = Field(None, description="of the result; default: as the base")
+    tokenizer: str | TokenizerChoice | None = Field(
+        None,
+        description="where tokenizers differ: base, first, union, or the model whose tokens the result has; embeddings "
+        "are aligned by token. Default: as the base, and all must agree",
+    )
+    chat_template: str | None = Field(
+        None, description="of the result: auto (the one most models have), one of the models, or Jinja"
+    )
+    strict: bool = Field(False, description="refuse what would only be warned of, e.g. a model of another base")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where to compute; the result is the same")
     report: Literal["sample", "full", "none"] = Field(
         "sample", description="how much of the models to look at for norms, cosines and conflicts"
