@@ -1,6 +1,6 @@
 # The same words for people and for CI. `make help` lists them.
 .DEFAULT_GOAL := help
-.PHONY: help setup demo check test e2e bench docs clean
+.PHONY: help setup demo check test e2e bench bench-merge docs clean
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
@@ -44,6 +44,9 @@ e2e: setup ## The demo twice in a fresh workspace, as a user runs it
 
 bench: setup ## Measure speed and memory, as ratios in one run
 	$(BIN)/python benchmarks/house.py
+
+bench-merge: setup ## Measure merging beside mergekit and merging-eval (an hour, 20 GB)
+	$(BIN)/python benchmarks/merge.py
 
 docs: setup ## Write docs/reference from the code
 	$(BIN)/python docs/generate.py
