@@ -302,7 +302,7 @@ class Bench:
 def table(rows: Sequence[Row]) -> str:
     """The rows as Markdown; a peer's ratio is its seconds over ours for the same merge."""
     lines = [
-        "| size | method | tool | seconds | CPU s | private MB | runs | copy limit | merge alone (limit = 1) | ours = 1 |",
+        "| size | method | tool | seconds | CPU s | private MB | runs | limit | merge alone (limits) | ours = 1 |",
         "|---|---|---|---|---|---|---|---|---|---|",
     ]
     ours = {(row.size, row.method): row.seconds for row in rows if row.tool == "modelworks"}

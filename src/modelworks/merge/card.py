@@ -20,7 +20,12 @@ def write_card(
     method = plan.method
     paper = f" ([{method.paper}](https://arxiv.org/abs/{method.paper.removeprefix('arXiv:')}))" if method.paper else ""
     how = {"float32": "float32\nand rounded once", "bfloat16": "bfloat16\nand rounded at every step"}[method.precision]
-    merged = sum(step.merged for step in plan.steps)
+    how_many = f"{sum(step.merged for step in plan.steps)} of {len(plan.steps)} tensors"
+    rest = "Tokenizer, chat template and generation settings come from the first model below."
+    if method.gives_adapter:
+        front |= {"base_model": plan.frame.name, "library_name": "peft", "tags": ["lora", "merge"]}
+        how_many = f"an adapter of {sum(step.merged for step in plan.steps)} matrices of {plan.frame.name}"
+        rest = "Scales are folded into its factors: every matrix changes by B A."
     lines = [
         "---",
         yaml.safe_dump(front, sort_keys=True).strip(),
@@ -28,8 +33,8 @@ def write_card(
         "",
         f"# {name}",
         "",
-        f"Merged with Modelworks by `{method.name}`{paper}: {merged} of {len(plan.steps)} tensors, computed in {how}.",
-        "Tokenizer, chat template and generation settings come from the first model below.",
+        f"Merged with Modelworks by `{method.name}`{paper}: {how_many}, computed in {how}.",
+        rest,
         "",
         "| role | kind | name | sha256 |",
         "|---|---|---|---|",

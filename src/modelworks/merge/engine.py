@@ -63,11 +63,10 @@ def merge(
     engine = _Engine(plan, sink, watch, pace)
     # The largest first: none of them is left alone at the end.
     steps = sorted((s for s in plan.steps if s.output.name not in finished), key=lambda step: -step.elements)
-    with _one_thread_each(), ExitStack() as stack:
+    with one_thread_each(), ExitStack() as stack:
         engine.open(stack)
         engine.done = plan.size_bytes - sum(step.output.size_bytes for step in steps)
-        threads = pace.threads or min(_cores(), MOST_THREADS)
-        _on_threads(1 if pace.device == "cuda" else threads, steps, engine.run, each_tensor)
+        on_threads(pace, steps, engine.run, each_tensor)
     return engine.findings
 
 
@@ -144,9 +143,9 @@ class _Engine:
         )
 
 
-def _on_threads(
-    threads: int, steps: list[Step], work: Callable[[Step], str], each_tensor: Callable[[str], None]
-) -> None:
+def on_threads(pace: Pace, steps: list[Step], work: Callable[[Step], str], each_tensor: Callable[[str], None]) -> None:
+    """Do the work of every step, and tell of each when it is done."""
+    threads = 1 if pace.device == "cuda" else pace.threads or min(_cores(), MOST_THREADS)
     if threads == 1:
         for step in steps:
             each_tensor(work(step))
@@ -170,7 +169,7 @@ def _cores() -> int:
 
 
 @contextmanager
-def _one_thread_each() -> Iterator[None]:
+def one_thread_each() -> Iterator[None]:
     """Let torch compute on one thread: pieces are short, and our own threads each take a tensor."""
     import torch
 

@@ -2,23 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 
-from modelworks.core.errors import Problem
-from modelworks.core.nouns import Adapter, Model
+from modelworks.core.config import count_gpus
+from modelworks.core.errors import Invalid, Problem
+from modelworks.core.nouns import Adapter, JsonObject, Model
 from modelworks.merge.lora import LowRank, find_changes
+from modelworks.merge.vocabulary import POLICIES, is_vocabulary
 from modelworks.weights.reader import Checkpoint, TensorInfo
-from modelworks.weights.safety import read_object
+from modelworks.weights.safety import PICKLES, read_object
 
 MERGEABLE = frozenset({"F64", "F32", "F16", "BF16"})
 HEAD, EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
 # What two checkpoints must agree on to be points of one weight space, beyond the shapes of their tensors.
 _CONFIG_KEYS = (
     "model_type", "num_hidden_layers", "hidden_size", "num_attention_heads", "num_key_value_heads", "head_dim",
-    "intermediate_size", "hidden_act", "vocab_size", "rope_theta", "sliding_window",
+    "intermediate_size", "hidden_act", "num_local_experts", "num_experts", "rope_theta", "sliding_window",
 )  # fmt: skip
+# What may differ, though the result has only the frame's.
+_SOFT_KEYS = ("rope_scaling", "max_position_embeddings", "rms_norm_eps", "bos_token_id", "eos_token_id", "pad_token_id")
+_PACKED_FILES = ("quantize_config.json", "quant_config.json")
+_PACKED_TENSORS = (
+    ".qweight", ".qzeros", ".weight_packed", ".weight_scale", ".weight_scale_inv", ".absmax", ".quant_map", ".SCB",
+)  # fmt: skip
+# Of each kind, so that one model does not drown the others.
+_MOST_NAMED = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,76 +50,184 @@ class Expert:
         return self.adapter or self.model
 
 
-def base_problems(base: Model, found: list[Problem]) -> None:
-    if read_object(base.path / "config.json").get("quantization_config"):
-        found.append(Problem(base.name, "is quantised, and packed weights cannot be merged", "use the full weights"))
+def sound_model(name: str, model: Model, problems: list[Problem]) -> Expert | None:
+    """A full model by itself; None if its weights cannot be read as they are, which is told."""
+    folder = model.path
+    problem = _other_format(name, folder)
+    if problem is None:
+        try:
+            config = config_of(model)
+            with Checkpoint.open(folder) as checkpoint:
+                tensors = checkpoint.tensors
+            problem = _packing(name, folder, tensors)
+        except (Invalid, OSError) as error:
+            problem = _damage(name, error)
+    if problem is not None:
+        problems.append(problem)
+        return None
+    problems += _contradictions(name, config, tensors)
+    return Expert(model, {key: key for key in tensors}, tensors)
 
 
 def fit_model(
-    name: str, model: Model, frame: Model, tensors: Mapping[str, TensorInfo], problems: list[Problem]
-) -> Expert:
-    """A full model beside the one that the result is shaped after.
+    name: str, model: Model, frame: Expert | None, by_token: bool, problems: list[Problem], warnings: list[str]
+) -> Expert | None:
+    """A full model beside the one that the result is shaped after, if that one is sound.
 
     Args:
         name: what to call it in problems.
-        tensors: of the frame.
+        by_token: whether embeddings are aligned, so that they may have another number of rows.
     """
-    base_problems(model, problems)
-    ours, theirs = config_of(frame), config_of(model)
-    for key in _CONFIG_KEYS:
-        if key in ours and key in theirs and ours[key] != theirs[key]:
-            what = f"{key} is {theirs[key]!r}, in {frame.name} {ours[key]!r}"
-            problems.append(Problem(name, what, "merge models of one architecture"))
-    with Checkpoint.open(model.path) as checkpoint:
-        found = checkpoint.tensors
-    names: dict[str, str] = {}
-    for key, info in tensors.items():
-        own = EMBEDDING if key == HEAD and key not in found else key
-        if own not in found:
-            problems.append(
-                Problem(name, f"{key} is missing", f"it is in {frame.name}; merge models of one architecture")
-            )
-            continue
-        if found[own].shape != info.shape:
-            what = f"{key} has shape {list(found[own].shape)}, in {frame.name} {list(info.shape)}"
-            problems.append(Problem(name, what, "merge models of one shape and vocabulary"))
-        if info.dtype in MERGEABLE and found[own].dtype not in MERGEABLE:
-            problems.append(Problem(name, f"{key} is {found[own].dtype}, which is packed", "use the full weights"))
-        names[key] = own
-    # A head that only repeats the embedding is no tensor of its own.
-    repeated = {HEAD} if theirs["tied"] else set()
-    for key in sorted(found.keys() - tensors.keys() - repeated):
-        problems.append(Problem(name, f"{key} is not in {frame.name}", "merge models of one architecture"))
-    return Expert(model, names, found)
-
-
-def fit_adapter(name: str, adapter: Adapter, on: Expert, problems: list[Problem]) -> Expert:
-    """An adapter laid upon a full model."""
-    model = on.model
-    if adapter.base_digest != model.digest:
-        problems.append(
-            Problem(name, f"was trained on {adapter.base_name}, not on {model.name}", "merge on its own base")
+    expert = sound_model(name, model, problems)
+    if expert is None or frame is None:
+        return expert
+    whose, ours, theirs = frame.model.name, config_of(frame.model), config_of(model)
+    different = [
+        Problem(
+            name, f"{key} is {theirs[key]!r}, in {whose} {ours[key]!r}", "merge models of one architecture",
+            "architecture_mismatch",
         )
-    with Checkpoint.open(adapter.path) as checkpoint:
-        changes, found = find_changes(adapter.path, name, checkpoint.tensors)
-    problems += found
-    for key, change in changes.items():
+        for key in _CONFIG_KEYS
+        if key in ours and key in theirs and ours[key] != theirs[key]
+    ]  # fmt: skip
+    warnings += [
+        f"{name}: {key} is {theirs.get(key)!r}, in {whose} {ours.get(key)!r}, which the result has as well"
+        for key in _SOFT_KEYS
+        if key in theirs and ours.get(key) != theirs[key]
+    ]
+    problems += different
+    if different:  # then so are its tensors, and that is said already
+        return None
+    names = {key: EMBEDDING if key == HEAD and key not in expert.tensors else key for key in frame.tensors}
+    problems += _tensor_problems(name, expert.tensors, frame, names, by_token, bool(theirs["tied"]))
+    return replace(expert, names={key: own for key, own in names.items() if own in expert.tensors})
+
+
+def fit_adapter(name: str, adapter: Adapter, on: Expert | None, problems: list[Problem]) -> Expert | None:
+    """An adapter laid upon a full model, if that one is sound."""
+    try:
+        with Checkpoint.open(adapter.path) as checkpoint:
+            changes, found = find_changes(adapter.path, name, checkpoint.tensors)
+    except (Invalid, OSError) as error:
+        problems.append(_damage(name, error))
+        return None
+    remedy = "merge on its own base"
+    if on is not None and adapter.base_digest != on.model.digest:
+        found.insert(0, Problem(name, f"was trained on {adapter.base_name}, not on {on.model.name}", remedy))
+    for key, change in changes.items() if on is not None else ():
+        whose = on.model.name
         if key not in on.tensors:
-            problems.append(Problem(name, f"changes {key}, which is not in {model.name}", "merge on its own base"))
+            found.append(Problem(name, f"changes {key}, which is not in {whose}", remedy))
         elif change.shape != on.tensors[key].shape:
-            what = f"changes {key} by shape {list(change.shape)}, in {model.name} it is {list(on.tensors[key].shape)}"
-            problems.append(Problem(name, what, "merge on its own base"))
-    return Expert(model, on.names, on.tensors, adapter, changes)
+            shapes = f"{list(change.shape)}, in {whose} it is {list(on.tensors[key].shape)}"
+            found.append(Problem(name, f"changes {key} by shape {shapes}", remedy))
+    problems += [replace(problem, code=problem.code or "adapter_mismatch") for problem in found]
+    return None if on is None else replace(on, adapter=adapter, changes=changes)
 
 
-def config_of(model: Model) -> dict[str, object]:
-    """What must agree, as far as the config says it, and whether the head is `tied`."""
+def device_problem(device: str) -> Problem | None:
+    """Whether there is no GPU though one is asked for; torch, which knows it exactly, is not loaded for this."""
+    if device != "cuda" or count_gpus() or any(Path(path).exists() for path in ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg")):
+        return None
+    return Problem("device", "cuda is asked for, and there is no GPU here", "choose auto or cpu", "no_device")
+
+
+def _other_format(name: str, folder: Path) -> Problem | None:
+    """What a folder without safetensors holds instead."""
+    if not folder.exists():
+        return Problem(name, f"its folder {folder} is gone", "fetch it again", "damaged_file")
+    files = sorted(folder.iterdir()) if folder.is_dir() else [folder]
+    suffixes = {file.suffix.lower(): file.name for file in files}
+    if (folder / "adapter_config.json").is_file() and not (folder / "config.json").is_file():
+        return Problem(name, "is an adapter, not a full model", "name its base as well", "adapter_mismatch")
+    if ".safetensors" in suffixes:
+        return None
+    if ".gguf" in suffixes:
+        return Problem(name, f"{suffixes['.gguf']} is GGUF, whose weights are packed", "use the full weights", "quantised")
+    if pickles := sorted(PICKLES & suffixes.keys()):
+        what = f"{suffixes[pickles[0]]} is a pickle, which can run code when it is read"
+        return Problem(name, what, "convert it to safetensors", "unsafe_format")
+    return None
+
+
+def _packing(name: str, folder: Path, tensors: Mapping[str, TensorInfo]) -> Problem | None:
+    told = read_object(folder / "config.json").get("quantization_config")
+    kind = str(told.get("quant_method", "")) if isinstance(told, dict) else ""
+    packed = next((key for key, info in tensors.items() if key.endswith(_PACKED_TENSORS) or info.dtype[:2] == "F8"), "")
+    files = [file for file in _PACKED_FILES if (folder / file).is_file()]
+    if not told and not packed and not files:
+        return None
+    what = f"is quantised ({kind or packed or files[0]}), and packed weights cannot be merged"
+    return Problem(name, what, "use the full weights", "quantised")
+
+
+def _damage(name: str, error: Invalid | OSError) -> Problem:
+    what = error.message if isinstance(error, Invalid) else f"{error.filename}: {error.strerror}"
+    return Problem(name, what, "fetch it again", "damaged_file")
+
+
+def _contradictions(name: str, config: JsonObject, tensors: Mapping[str, TensorInfo]) -> Iterator[Problem]:
+    """Where a model's config and its own tensors disagree."""
+    layers, told = layer_count(list(tensors)), config.get("num_hidden_layers")
+    if isinstance(told, int) and 0 < layers < told:
+        what = f"its config says {told} layers, its weights have {layers}"
+        yield Problem(name, what, "fetch it again", "tensor_mismatch")
+    for key, info in tensors.items():
+        rows, wanted = info.shape[:1], config.get("vocab_size")
+        if is_vocabulary(key) and wanted and rows != (wanted,):
+            what = f"its config says vocab_size {wanted}, {key} has {rows[0]} rows"
+            yield Problem(name, what, "set vocab_size to the rows", "vocabulary_mismatch")
+
+
+def _tensor_problems(
+    name: str,
+    found: Mapping[str, TensorInfo],
+    frame: Expert,
+    names: Mapping[str, str],
+    by_token: bool,
+    tied: bool,
+) -> Iterator[Problem]:
+    whose = frame.model.name
+    one_shape = "merge models of one architecture"
+    missing = [f"{key} is missing, {whose} has it" for key, own in names.items() if own not in found]
+    shapes, rows = [], []
+    for key, own in names.items():
+        if own not in found:
+            continue
+        theirs, ours = found[own], frame.tensors[key]
+        if ours.dtype in MERGEABLE and theirs.dtype not in MERGEABLE:
+            yield Problem(name, f"{key} is {theirs.dtype}, which is packed", "use the full weights", "quantised")
+        elif is_vocabulary(key) and theirs.shape[1:] == ours.shape[1:]:
+            rows += [f"{key} has {theirs.shape[0]} rows, in {whose} {ours.shape[0]}"] * (theirs.shape != ours.shape)
+        elif theirs.shape != ours.shape:
+            shapes.append(f"{key} has shape {list(theirs.shape)}, in {whose} {list(ours.shape)}")
+    if rows and not by_token:
+        yield Problem(name, "; ".join(rows), POLICIES, "vocabulary_mismatch")
+    # A head that only repeats the embedding is no tensor of its own.
+    extra = sorted(found.keys() - names.keys() - {HEAD})
+    if HEAD in found and HEAD not in names and not tied:
+        what = f"has a head of its own, {whose} takes its embedding for it"
+        yield Problem(name, what, f"give {whose} an {HEAD} too, a copy of its embedding", "tied_heads")
+    for kind in (shapes, missing, [f"{key} is not in {whose}" for key in extra]):
+        for what in islice(kind, _MOST_NAMED):
+            yield Problem(name, what, one_shape, "tensor_mismatch")
+        if len(kind) > _MOST_NAMED:
+            yield Problem(name, f"so it is with {len(kind) - _MOST_NAMED} more tensors", one_shape, "tensor_mismatch")
+
+
+def config_of(model: Model) -> JsonObject:
+    """What should agree, as far as the config says it, `vocab_size`, and whether the head is `tied`."""
     config = read_object(model.path / "config.json")
-    rope = config.get("rope_parameters")
-    theta = rope.get("rope_theta") if isinstance(rope, dict) else config.get("rope_theta")
-    flat = {**config, "rope_theta": theta}
-    return {key: flat[key] for key in _CONFIG_KEYS if flat.get(key) is not None} | {
-        "tied": bool(config.get("tie_word_embeddings"))
+    text = config.get("text_config")
+    flat = {**config, **text} if isinstance(text, dict) else config
+    rope = flat.get("rope_parameters")
+    if isinstance(rope, dict):
+        scaling = {key: value for key, value in rope.items() if key != "rope_theta"}
+        # transformers 5 writes both in one
+        plain = scaling.get("rope_type", "default") == "default"
+        flat = {**flat, "rope_theta": rope.get("rope_theta"), "rope_scaling": None if plain else scaling}
+    return {key: flat[key] for key in (*_CONFIG_KEYS, *_SOFT_KEYS, "vocab_size") if flat.get(key) is not None} | {
+        "tied": bool(flat.get("tie_word_embeddings"))
     }
 
 

@@ -6,7 +6,9 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
+
+from typing_extensions import TypeIs
 
 from modelworks.core.errors import Invalid, Problem
 from modelworks.weights.reader import Checkpoint, TensorInfo
@@ -25,6 +27,7 @@ _PARTS = {  # ending of the name: (side of the product, transposed)
     ".lora_embedding_A": ("left", True),
     ".lora_embedding_B": ("right", True),
 }
+_MAGNITUDE = ".lora_magnitude_vector"
 # Initialisations that change the base's own weights: without those, A and B mean nothing.
 _CHANGES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
 
@@ -37,6 +40,8 @@ class LowRank:
     right: TensorInfo
     transposed: bool
     scale: float
+    # DoRA's length of every row of the changed matrix (Liu et al. 2024, arXiv:2402.09353).
+    magnitude: TensorInfo | None = None
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -51,25 +56,65 @@ class LowRank:
         )
 
 
+@dataclass(frozen=True, slots=True)
+class Saved:
+    """A tensor that the adapter brings whole, in place of the base's."""
+
+    info: TensorInfo
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.info.shape
+
+
+Change: TypeAlias = LowRank | Saved
+
+
 class LowRankReader:
     """Reads a LoRA's changes; keeps the two factors of the tensor at hand."""
 
-    def __init__(self, checkpoint: Checkpoint, changes: Mapping[str, LowRank]) -> None:
+    def __init__(self, checkpoint: Checkpoint, changes: Mapping[str, Change]) -> None:
         self._checkpoint = checkpoint
         self._changes = changes
         self._name = ""
         self._factors: tuple[torch.Tensor, torch.Tensor] | None = None
 
     def read(self, name: str, start: int, stop: int) -> torch.Tensor | None:
-        """Return elements `start` to `stop` of the change, float32 and flat, or None where there is none.
+        """Return elements `start` to `stop` of what is added, float32 and flat, or None where nothing is.
 
         Both ends lie on a block of rows or at the end of the tensor.
         """
+        change = self._changes.get(name)
+        return self._product(name, change, start, stop) if is_added(change) else None
+
+    def replace(self, name: str, start: int, stop: int, values: torch.Tensor) -> None:
+        """Change elements `start` to `stop` of a tensor in place where the change is no mere addition."""
         import torch
 
         change = self._changes.get(name)
-        if change is None:
+        if isinstance(change, Saved):
+            values.copy_(self._checkpoint.read(change.info.name, start, stop))
+        elif change is not None and change.magnitude is not None:
+            columns = change.shape[1]
+            rows = values.to("cpu", torch.float32) + self._product(name, change, start, stop)
+            rows = rows.view(-1, columns)
+            lengths = self._checkpoint.read(change.magnitude.name).float()[start // columns : stop // columns]
+            for row in range(0, len(rows), BLOCK_ROWS):
+                block = rows[row : row + BLOCK_ROWS]
+                block *= (lengths[row : row + BLOCK_ROWS] / torch.linalg.vector_norm(block, dim=1))[:, None]
+            values.copy_(rows.view(-1))
+
+    def factors(self, name: str) -> tuple[torch.Tensor, torch.Tensor] | None:
+        """Return left and right of what is added to a tensor, the scale in the left one; None where nothing is."""
+        change = self._changes.get(name)
+        if not is_added(change):
             return None
+        left, right = self._load(name, change)
+        return left * change.scale, right
+
+    def _product(self, name: str, change: LowRank, start: int, stop: int) -> torch.Tensor:
+        import torch
+
         left, right = self._load(name, change)
         columns = right.shape[1]
         first, last = start // columns, stop // columns
@@ -87,9 +132,19 @@ class LowRankReader:
         return self._factors
 
 
-def find_changes(
-    folder: Path, name: str, tensors: Mapping[str, TensorInfo]
-) -> tuple[dict[str, LowRank], list[Problem]]:
+def is_added(change: Change | None) -> TypeIs[LowRank]:
+    return isinstance(change, LowRank) and change.magnitude is None
+
+
+def not_low_rank(changes: Mapping[str, Change]) -> str | None:
+    """What of an adapter is no sum of thin factors, if anything."""
+    for name, change in changes.items():
+        if not is_added(change):
+            return f"{name} is saved whole" if isinstance(change, Saved) else f"{name} is changed by DoRA"
+    return None
+
+
+def find_changes(folder: Path, name: str, tensors: Mapping[str, TensorInfo]) -> tuple[dict[str, Change], list[Problem]]:
     """Work out which tensor of the base each pair of factors changes, and everything that cannot be folded in.
 
     Args:
@@ -99,7 +154,15 @@ def find_changes(
     config = read_object(folder / "adapter_config.json")
     problems = [Problem(name, what, "fold it into its base with PEFT first") for what in _unsupported(config)]
     sides: dict[str, dict[str, tuple[TensorInfo, bool]]] = {}
+    changes: dict[str, Change] = {}
+    saved = config.get("modules_to_save") or []
     for key, info in tensors.items():
+        module, _, last = key.removeprefix(_PREFIX).rpartition(".")
+        if isinstance(saved, list) and any(module == part or module.endswith(f".{part}") for part in saved):
+            changes[f"{module}.{last}"] = Saved(info)
+            continue
+        if key.endswith(_MAGNITUDE) and key.startswith(_PREFIX):
+            continue  # found again from its factors
         ending = next((ending for ending in _PARTS if key.endswith(ending)), None)
         if ending is None or not key.startswith(_PREFIX) or len(info.shape) != 2:
             problems.append(
@@ -108,14 +171,21 @@ def find_changes(
             continue
         side, transposed = _PARTS[ending]
         sides.setdefault(key[len(_PREFIX) : -len(ending)], {})[side] = (info, transposed)
-    changes: dict[str, LowRank] = {}
     for module, parts in sorted(sides.items()):
         if len(parts) != 2:
             problems.append(Problem(name, f"{module} has only one of its two factors", "the adapter is incomplete"))
             continue
         (left, transposed), (right, _) = parts["left"], parts["right"]
+        magnitude = tensors.get(f"{_PREFIX}{module}{_MAGNITUDE}")
+        if transposed and magnitude is not None:
+            problems.append(Problem(name, f"{module} is an embedding under DoRA", "fold it in with PEFT first"))
+            continue
         change = LowRank(
-            left, right, transposed, _scale(config, module, (right.shape[1] if transposed else right.shape[0]))
+            left,
+            right,
+            transposed,
+            _scale(config, module, (right.shape[1] if transposed else right.shape[0])),
+            magnitude,
         )
         if change.ranks[0] != change.ranks[1]:
             problems.append(Problem(name, f"{module} has factors of rank {change.ranks[0]} and {change.ranks[1]}"))
@@ -128,9 +198,10 @@ def _unsupported(config: Mapping[str, object]) -> list[str]:
     found = [
         f"{key} is set, which is not a plain LoRA"
         for key in (
-            "use_dora",
-            "modules_to_save",
             "fan_in_fan_out",
+            "use_qalora",
+            "use_bdlora",
+            "target_parameters",
             "lora_bias",
             "layer_replication",
             "trainable_token_indices",

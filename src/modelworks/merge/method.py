@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from torch import Tensor  # noqa: TC004  a dataclass does not evaluate its annotations; torch must not load here
 
     from modelworks.core.errors import Problem  # noqa: TC004  the same
+    from modelworks.merge.factors import Factors, Matrix  # noqa: TC004  the same
 
 # Of a parameter's Field(json_schema_extra=...): each model may have its own value.
 PER_MODEL: dict[str, Any] = {"per_model": True}
@@ -81,9 +82,7 @@ class Piece:
     def part(self, start: int, stop: int, base: Tensor | None = None) -> Piece:
         """Its own elements `start` to `stop`; with this base, where it has none."""
         rows = {key: value[:, start:stop] for key, value in self.__dict__.items() if key in {"models", "deltas"}}
-        return Piece(
-            self.name, self.shape, self.start + start, self.base[start:stop] if base is None else base, **rows
-        )
+        return Piece(self.name, self.shape, self.start + start, self.base[start:stop] if base is None else base, **rows)
 
     def column(self, values: Sequence[float]) -> Tensor:
         """One number a model as (M, 1) float32, beside the models on their device."""
@@ -130,7 +129,7 @@ Combine: TypeAlias = "Callable[[Piece], Tensor]"
 
 @dataclass(frozen=True)
 class Method(Generic[P]):
-    """A way to merge, by one of three functions. `params` hold for the tensor, `each[i]` for model i on that tensor.
+    """A way to merge, by one of four functions. `params` hold for the tensor, `each[i]` for model i on that tensor.
 
     `combine(piece, params, each)` works element by element, so that pieces of any size give the same result. It returns
     (N) float32: the new values (space "weights"), or what the engine adds to the base (space "delta"). To be the same
@@ -143,6 +142,8 @@ class Method(Generic[P]):
     `prepare_model(look, params, count)` is the same for all tensors of `count` models at once; its parameters are the
     same for every tensor.
 
+    `factor(matrix, params, each)` returns the change of one matrix as thin factors: the result is an adapter.
+
     In precision "bfloat16" base and models are rounded before anything else, and so is their difference; the result is
     always bfloat16.
     """
@@ -153,6 +154,11 @@ class Method(Generic[P]):
     space: Literal["weights", "delta"] = field(kw_only=True)
     prepare: Callable[[TensorLook, P, Sequence[P]], Combine] | None = None
     prepare_model: Callable[[Look, P, int], Combine] | None = None
+    factor: Callable[[Matrix, P, Sequence[P]], Factors] | None = None
+    # Which matrices of full models have a part in an adapter.
+    covers: Callable[[str, P], bool] = lambda _name, _params: True
+    # Whether it merges nothing but adapters of the base.
+    adapters_only: bool = False
     whole: bool = False
     # Whether `piece.base` is read; always in space "delta".
     reads_base: bool = False
@@ -164,6 +170,10 @@ class Method(Generic[P]):
     # How often it reads its inputs; for estimates.
     reads: int = 1
     paper: str | None = None
+
+    @property
+    def gives_adapter(self) -> bool:
+        return self.factor is not None
 
     @property
     def needs_base(self) -> bool:

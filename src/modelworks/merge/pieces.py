@@ -83,6 +83,12 @@ class Pieces:
             self._read_changed(step, source, start, stop, base, rows[place], None if deltas is None else deltas[place])
         return Piece(name, shape, start, base, rows, deltas)
 
+    def factors(self, source: Source) -> tuple[Tensor, Tensor] | None:
+        """Left and right of what an adapter adds to a tensor, scale and all; None where it adds nothing."""
+        reader = self._low_rank.get(source.expert)
+        found = None if reader is None else reader.factors(source.tensor)
+        return None if found is None else (found[0].to(self._device), found[1].to(self._device))
+
     def _read_changed(
         self, step: Step, source: Source, start: int, stop: int, base: Tensor | None, row: Tensor, delta: Tensor | None
     ) -> None:
@@ -96,6 +102,8 @@ class Pieces:
         row.copy_(base if base is not None and on_base else self.stored(source, start, stop))
         if change is not None:
             row += change  # in float32, and rounded once
+        elif reader is not None:
+            reader.replace(source.tensor, start, stop, row)
         if delta is None or base is None:
             return
         if on_base and change is not None and self._dtype == torch.float32:

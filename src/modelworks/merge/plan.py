@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from modelworks.core.errors import Invalid, Problem
@@ -11,7 +11,7 @@ from modelworks.core.nouns import Adapter, AnyArtifact, Model
 from modelworks.core.registry import nearest
 from modelworks.merge.fit import HEAD, MERGEABLE, Expert, base_problems, config_of, excluded, fit_adapter, fit_model
 from modelworks.merge.layers import Origin, origins
-from modelworks.merge.lora import BLOCK_ROWS
+from modelworks.merge.lora import BLOCK_ROWS, not_low_rank
 from modelworks.merge.method import Method, Params, methods
 from modelworks.merge.settings import Settings
 from modelworks.merge.spec import MergeSpec, OutputDtype
@@ -108,6 +108,13 @@ def make_plan(spec: MergeSpec, inputs: Mapping[str, AnyArtifact]) -> Plan:
     found = tuple(expert for expert in experts if expert is not None)
     base = whole if spec.base else None
     steps = [_step(origin, whole, base, experts, settings, dtype, left_out) for origin in laid_out]
+    if method.adapters_only:
+        problems += _no_adapters(spec, method, whole, experts)
+    if method.gives_adapter and not problems:
+        steps = list(_factored(steps, method, found))
+        if spec.slices or not any(step is not None and step.merged for step in steps):
+            what = "an adapter has the layers of its base" if spec.slices else "no matrix is left to make an adapter of"
+            problems.append(Problem("slices" if spec.slices else "models", what, "see exclude_param_names_regex"))
     if problems:
         raise _refusal(problems)
     return Plan(method, frame, base, found, tuple(step for step in steps if step is not None), dtype)
@@ -191,6 +198,31 @@ def _expert(name: str, inputs: Mapping[str, AnyArtifact], frame: Expert, problem
         return None
     problems.append(Problem(name, f"{first} is a {artifact.kind}, which does not belong there"))
     return None
+
+
+def _no_adapters(
+    spec: MergeSpec, method: Method[Any], frame: Expert, experts: Sequence[Expert | None]
+) -> Iterator[Problem]:
+    for name, expert in zip(spec.models, experts, strict=True):
+        if expert is None:
+            continue
+        if expert.adapter is None or expert.model.id != frame.model.id:
+            what = f"is a full model, and {method.name} takes adapters of {frame.model.name}"
+            yield Problem(name, what, "use task_arithmetic, or make an adapter of it with lora_extract")
+        elif method.gives_adapter and (whole := not_low_rank(expert.changes or {})):
+            yield Problem(name, f"{whole}, so it has no factors to add up", "extract from its model with lora_extract")
+
+
+def _factored(steps: Sequence[Step | None], method: Method[Any], experts: Sequence[Expert]) -> Iterator[Step]:
+    """What of a model is looked at for an adapter; `merged` is what has a part in it."""
+    for step in steps:
+        if step is None:
+            continue
+        if not method.adapters_only:
+            is_covered = len(step.output.shape) == 2 and method.covers(step.output.name, step.params)
+            yield replace(step, merged=step.merged and is_covered)
+        elif step.merged and any(source.tensor in (experts[source.expert].changes or {}) for source in step.sources):
+            yield step
 
 
 def _step(

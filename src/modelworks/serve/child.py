@@ -18,6 +18,7 @@ import orjson
 
 from modelworks.core.generation import EngineEvent, EngineFailed, Failed, Finished, GenerateRequest, Started, Token
 from modelworks.core.ids import new_id
+from modelworks.core.nouns import JsonObject
 from modelworks.serve import wire
 from modelworks.serve.engine import EngineSpec, EngineStats, Place, error_of
 
@@ -119,6 +120,12 @@ class ChildEngine:
             raise TypeError(f"{report} is no answer to a question for stats")
         return report
 
+    async def remake(self, recipe: JsonObject) -> JsonObject:
+        report = await self._ask(wire.Remake(new_id(), recipe))
+        if not isinstance(report, wire.Remade):
+            raise TypeError(f"{report} is no answer to an order for other weights")
+        return report.told
+
     async def ended(self) -> str:
         await self._ended.wait()
         return self._end
@@ -134,7 +141,7 @@ class ChildEngine:
             self._kill()
         await asyncio.gather(*self._tasks)
 
-    async def _ask(self, order: wire.AddAdapter | wire.RemoveAdapter | wire.AskStats) -> wire.Report:
+    async def _ask(self, order: wire.AddAdapter | wire.RemoveAdapter | wire.AskStats | wire.Remake) -> wire.Report:
         box = self._open(order.id)
         try:
             self._send(order)

@@ -10,6 +10,7 @@ from typing import Protocol
 from modelworks.core import errors, generation
 from modelworks.core.errors import ModelworksError
 from modelworks.core.generation import EngineEvent, GenerateRequest
+from modelworks.core.nouns import JsonObject
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,6 +80,14 @@ class Engine(Protocol):
     async def remove_adapter(self, name: str) -> None: ...
 
     async def stats(self) -> EngineStats: ...
+
+    async def remake(self, recipe: JsonObject) -> JsonObject:
+        """Make the weights anew from a recipe; return what was found. No answer is made of both old and new ones.
+
+        Raises:
+            Unsupported: this engine cannot.
+            ModelworksError: why it failed; the weights are as before.
+        """
 
     async def ended(self) -> str:
         """Wait for the engine's end, and say how it came."""

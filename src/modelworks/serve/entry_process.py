@@ -121,10 +121,9 @@ class Process:
                     self._waiting = [request for request in self._waiting if request.id != id_]
             case wire.AskStats(id_):
                 self._tell(id_, self._stats())
-            case wire.AddAdapter(id_) | wire.RemoveAdapter(id_):
-                self._tell(
-                    id_, Failed(Unsupported.code, f"{self._entry.name} is an entry of its own, without adapters")
-                )
+            case wire.AddAdapter(id_) | wire.RemoveAdapter(id_) | wire.Remake(id_):
+                what = f"{self._entry.name} is an entry of its own, without adapters and recipes"
+                self._tell(id_, Failed(Unsupported.code, what))
 
     def _gather(self) -> list[GenerateRequest]:
         """What is answered next; waits for it. Nothing is left when the socket has ended."""

@@ -4,28 +4,29 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-from collections.abc import AsyncGenerator, Callable, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
 
 from modelworks.core import clock
-from modelworks.core.errors import Invalid, NotFound, Unavailable
+from modelworks.core.errors import Conflict, Invalid, NotFound, Unavailable, Unsupported
 from modelworks.core.generation import EngineEvent, Failed, GenerateRequest, QueueFull
 from modelworks.core.ids import new_id
-from modelworks.core.nouns import Adapter, Deployment, Model
+from modelworks.core.nouns import Adapter, Deployment, JsonObject, Model
 from modelworks.core.registry import choose, find_plugins
 from modelworks.core.states import DeploymentState
 from modelworks.serve.deployment import Deployed, DeploymentStatus
-from modelworks.serve.engine import EngineKind, EngineSpec, Place, error_of
+from modelworks.serve.engine import Engine, EngineKind, EngineSpec, Place, error_of
 from modelworks.serve.entries import Entry
+from modelworks.serve.live import Live
 from modelworks.serve.placement import choose_device
 from modelworks.serve.supervisor import Replica
 
 DRAIN_SECONDS = 30.0
 MAX_REPLICAS = 64
-Servable: TypeAlias = Model | Entry
+Servable: TypeAlias = Model | Entry | Live
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,6 +51,7 @@ class Gateway:
         resolve: a name to what it means; raises NotFound. May block.
         base_of: the base model of an adapter. May block.
         entries: models of the operator's own, by name; they come before what `resolve` knows.
+        merging: the engine that makes its weights from a recipe, if there is one.
     """
 
     def __init__(
@@ -59,11 +61,14 @@ class Gateway:
         base_of: Callable[[Adapter], Model],
         settings: GatewaySettings,
         entries: Mapping[str, Entry] | None = None,
+        merging: EngineKind | None = None,
     ) -> None:
         self._resolve, self._base_of, self._settings = resolve, base_of, settings
         self._entries = entries or {}
         self._kinds = find_plugins("modelworks.serve.engines", EngineKind)
         choose(self._kinds, settings.engine, "engine")
+        self._merging = merging
+        self._live: dict[str, Live] = {}
         self._deployed: dict[str, Deployed] = {}
         self._closed = False
 
@@ -103,9 +108,9 @@ class Gateway:
             Unsupported: this machine has no such device.
             ModelworksError: why it cannot be served.
         """
-        if not 1 <= replicas <= MAX_REPLICAS:
-            raise Invalid(f"{replicas} replicas: from 1 to {MAX_REPLICAS} can be had")
         target, adapter = await self._find(name)
+        if not 1 <= replicas <= _most_replicas(target):
+            raise Invalid(f"{replicas} replicas of {name}: from 1 to {_most_replicas(target)} can be had")
         deployed = self._deploy(target, device)
         deployed.drop_failed()
         for _ in range(len(deployed.standing), replicas):
@@ -125,8 +130,8 @@ class Gateway:
         deployed = self._deploy(target, device)
         if deployed is not known:
             fresh = deployed.standing
-        elif len(deployed.standing) >= MAX_REPLICAS:
-            raise Invalid(f"{name} has {MAX_REPLICAS} replicas, the most allowed")
+        elif len(deployed.standing) >= _most_replicas(target):
+            raise Invalid(f"{name} has {len(deployed.standing)} replicas, the most allowed")
         else:
             fresh = [deployed.begin(self._place(device))]
         await deployed.have_ready(fresh, adapter)
@@ -161,6 +166,45 @@ class Gateway:
         else:
             await self._end(deployed, drain_seconds)
 
+    async def merge(self, name: str, frame: Model, recipe: JsonObject, device: str | None = None) -> JsonObject:
+        """Serve under `name` what an engine makes of a recipe: a new one, or the one that is there with other weights.
+
+        Answers that go on end first, with the weights they began with. Returns what the engine found.
+
+        Args:
+            frame: whose tokenizer and config it has.
+
+        Raises:
+            Conflict: it is there with another frame.
+            ModelworksError: why it cannot be made; one that is there stays as it was.
+        """
+        if self._merging is None:
+            raise Unsupported("no engine here merges in memory")
+        live = self._live.setdefault(_live_key(name), Live(name, frame, recipe))
+        if live.frame.path != frame.path:
+            raise Conflict(f"{name} is shaped after {live.frame.name}, not {frame.name}; unload it first, or rename")
+        # A caller who goes away must not leave an engine whose recipe nobody knows.
+        return await asyncio.shield(asyncio.ensure_future(self._remake(live, recipe, device)))
+
+    async def _remake(self, live: Live, recipe: JsonObject, device: str | None) -> JsonObject:
+        async with live.lock:
+            key = _key(live)
+            if self._live.get(key) is not live:
+                raise Unavailable(f"{live.name} is being unloaded; ask again in a moment")
+            deployed = self._deployed.get(key)
+            if deployed is None or deployed.state is DeploymentState.FAILED:
+                live.recipe = recipe
+                try:
+                    await self.load(live.name, device=device)
+                except BaseException:
+                    await self._end(self._deployed[key], 0) if key in self._deployed else self._live.pop(key)
+                    raise
+            else:
+                with deployed.open:
+                    replica = await deployed.choose()
+                    await live.change(await replica.engine(), recipe)
+            return live.told
+
     def deployments(self) -> tuple[DeploymentStatus, ...]:
         return tuple(deployed.status() for deployed in self._deployed.values())
 
@@ -176,6 +220,8 @@ class Gateway:
     async def _find(self, name: str) -> tuple[Servable, Adapter | None]:
         if entry := self._entries.get(name):
             return entry, None
+        if live := self._live.get(_live_key(name)):
+            return live, None
         found = await asyncio.to_thread(self._resolve, name)
         if isinstance(found, Adapter):
             return await asyncio.to_thread(self._base_of, found), found
@@ -198,14 +244,14 @@ class Gateway:
 
     def _make(self, target: Servable, device: str) -> Deployed:
         settings = self._settings
-        engine = "entry" if isinstance(target, Entry) else settings.engine
+        kind = self._kind_of(target)
         together = target.batch_size if isinstance(target, Entry) else settings.max_sequences
         deployment = Deployment(
-            id=new_id(), model=_key(target), model_name=target.name, engine=engine, device=device,
+            id=new_id(), model=_key(target), model_name=target.name, engine=kind.name, device=device,
             created_at=clock.now(),
         )  # fmt: skip
         spec = EngineSpec(
-            model_folder=str(target.folder if isinstance(target, Entry) else target.path), model_name=target.name,
+            model_folder=str(_folder(target)), model_name=target.name,
             dtype=settings.dtype, max_sequences=together, threads=settings.threads,
         )  # fmt: skip
         threads = {"OMP_NUM_THREADS": str(settings.threads)} if settings.threads else {}
@@ -214,9 +260,18 @@ class Gateway:
         def make(device: str, changed: asyncio.Condition) -> Replica:
             own = dataclasses.replace(spec, device=device)
             place = Place(settings.folder / f"engine-{new_id()}.log", environment)
-            return Replica(device, lambda: self._kinds[engine].start(own, place), changed)
+
+            def start() -> Awaitable[Engine]:
+                return target.start(kind, own, place) if isinstance(target, Live) else kind.start(own, place)
+
+            return Replica(device, start, changed)
 
         return Deployed(deployment, together + settings.max_queued, make)
+
+    def _kind_of(self, target: Servable) -> EngineKind:
+        if isinstance(target, Live) and self._merging is not None:
+            return self._merging
+        return self._kinds["entry" if isinstance(target, Entry) else self._settings.engine]
 
     def _place(self, wish: str | None) -> str:
         taken = [device for deployed in self._deployed.values() for device in deployed.devices]
@@ -226,7 +281,25 @@ class Gateway:
         await deployed.end(drain_seconds)
         if self._deployed.get(deployed.deployment.model) is deployed:
             del self._deployed[deployed.deployment.model]
+            self._live.pop(deployed.deployment.model, None)
 
 
 def _key(target: Servable) -> str:
+    if isinstance(target, Live):
+        return _live_key(target.name)
     return f"entry:{target.name}" if isinstance(target, Entry) else target.id
+
+
+def _live_key(name: str) -> str:
+    return f"live:{name}"
+
+
+def _folder(target: Servable) -> Path:
+    if isinstance(target, Live):
+        return target.frame.path
+    return target.folder if isinstance(target, Entry) else target.path
+
+
+def _most_replicas(target: Servable) -> int:
+    """Of one that changes there is one, so that no two answers disagree."""
+    return 1 if isinstance(target, Live) else MAX_REPLICAS

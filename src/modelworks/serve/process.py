@@ -19,7 +19,7 @@ from modelworks.core.errors import ModelworksError
 from modelworks.core.generation import EngineFailed, Failed, Finished, Started
 from modelworks.serve import wire
 from modelworks.serve.engine import EngineSpec
-from modelworks.serve.native.loop import Loop
+from modelworks.serve.native.loop import Loop, Make
 from modelworks.serve.native.model import LoadedModel, load
 
 logger = logging.getLogger(__name__)
@@ -28,8 +28,10 @@ logger = logging.getLogger(__name__)
 class Process:
     """Reads orders, prepares requests beside the computing thread, writes reports."""
 
-    def __init__(self, spec: EngineSpec, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self._spec, self._reader, self._writer = spec, reader, writer
+    def __init__(
+        self, spec: EngineSpec, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, make: Make | None
+    ) -> None:
+        self._spec, self._reader, self._writer, self._make = spec, reader, writer, make
         self._events = asyncio.get_running_loop()
         # One thread: tokenising a huge prompt delays other prompts, never the answers going on.
         self._preparing = ThreadPoolExecutor(1, "prepare")
@@ -54,7 +56,7 @@ class Process:
             logger.exception("the model could not be loaded")
             os._exit(70)
         self._model: LoadedModel = model
-        self._loop = Loop(model, self._tell_from_thread, self._spec.max_sequences)
+        self._loop = Loop(model, self._tell_from_thread, self._spec.max_sequences, self._make)
         threading.Thread(target=self._compute, name="compute", daemon=True).start()
         self._tell([("", wire.Ready())])
 
@@ -103,12 +105,17 @@ class Process:
         self._writer.write(b"".join(wire.write_report(id_, report) for id_, report in reports))
 
 
-async def _main(descriptor: int, spec: EngineSpec) -> None:
+async def _main(descriptor: int, spec: EngineSpec, make: Make | None) -> None:
     channel = socket.socket(fileno=descriptor)
     reader, writer = await asyncio.open_unix_connection(sock=channel, limit=wire.MAX_LINE_BYTES)
-    await Process(spec, reader, writer).run()
+    await Process(spec, reader, writer, make).run()
+
+
+def main(make: Make | None = None) -> None:
+    """Serve as the command line says; `make` makes weights from a recipe, for an engine that is to be remade."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    asyncio.run(_main(int(sys.argv[1]), EngineSpec(**json.loads(sys.argv[2])), make))
 
 
 if __name__ == "__main__":
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    asyncio.run(_main(int(sys.argv[1]), EngineSpec(**json.loads(sys.argv[2]))))
+    main()

@@ -9,6 +9,7 @@ import orjson
 from pydantic import TypeAdapter
 
 from modelworks.core.generation import EngineEvent, Failed, Finished, GenerateRequest, Started, Token
+from modelworks.core.nouns import JsonObject
 from modelworks.serve.engine import EngineStats
 
 # A prompt may be long; a line is one message whole.
@@ -44,7 +45,15 @@ class AskStats:
     id: str
 
 
-Order: TypeAlias = Generate | Cancel | AddAdapter | RemoveAdapter | AskStats
+@dataclasses.dataclass(frozen=True, slots=True)
+class Remake:
+    """Make the weights anew from a recipe, once the answers going on have ended; those asked for after it wait."""
+
+    id: str
+    recipe: JsonObject
+
+
+Order: TypeAlias = Generate | Cancel | AddAdapter | RemoveAdapter | AskStats | Remake
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -57,14 +66,21 @@ class Done:
     """An order about adapters was carried out."""
 
 
+@dataclasses.dataclass(frozen=True, slots=True)
+class Remade:
+    """The weights are new; `told` is what making them found."""
+
+    told: JsonObject
+
+
 # Every report but Ready and a failed load belongs to the id of an order.
-Report: TypeAlias = Ready | Done | EngineStats | EngineEvent
+Report: TypeAlias = Ready | Done | Remade | EngineStats | EngineEvent
 
 _ORDERS: dict[str, TypeAdapter[Any]] = {
-    kind.__name__: TypeAdapter(kind) for kind in (Generate, Cancel, AddAdapter, RemoveAdapter, AskStats)
+    kind.__name__: TypeAdapter(kind) for kind in (Generate, Cancel, AddAdapter, RemoveAdapter, AskStats, Remake)
 }
 _REPORTS: dict[str, TypeAdapter[Any]] = {
-    kind.__name__: TypeAdapter(kind) for kind in (Ready, Done, EngineStats, Started, Token, Finished, Failed)
+    kind.__name__: TypeAdapter(kind) for kind in (Ready, Done, Remade, EngineStats, Started, Token, Finished, Failed)
 }
 
 

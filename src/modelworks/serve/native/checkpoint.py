@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -69,13 +69,21 @@ class Weights:
     head: Linear
 
 
-def load_weights(folder: Path, shape: Shape, dtype: torch.dtype, device: torch.device) -> Weights:
-    """Read the checkpoint; a tensor at a time, so the peak is little above the result.
+class Source(Protocol):
+    """A checkpoint's tensors by name, in the engine's precision and on its device."""
+
+    def __contains__(self, name: str) -> bool: ...
+
+    def take(self, name: str, shape: tuple[int, ...]) -> Tensor:
+        """A tensor that is asked for once; raises Invalid if it is missing or has another shape."""
+
+
+def load_weights(source: Source, shape: Shape) -> Weights:
+    """Take a checkpoint; a tensor at a time, so the peak is little above the result.
 
     Raises:
         Invalid: naming the tensor that is missing or has another shape than config.json says.
     """
-    source = _Source(folder, dtype, device)
     embedding = source.take("model.embed_tokens.weight", (shape.vocab, shape.hidden))
     layers = tuple(_load_layer(source, shape, index) for index in range(shape.layers))
     head = embedding if shape.tied else source.take("lm_head.weight", (shape.vocab, shape.hidden))
@@ -96,11 +104,12 @@ def sizes(shape: Shape) -> dict[str, tuple[int, int]]:
     }
 
 
-def _load_layer(source: _Source, shape: Shape, index: int) -> Layer:
+def _load_layer(source: Source, shape: Shape, index: int) -> Layer:
     prefix, size = f"model.layers.{index}.", sizes(shape)
 
     def linear(names: tuple[str, ...]) -> Linear:
-        weight = torch.cat([source.take(f"{prefix}{name}.weight", size[name]) for name in names])
+        weights = [source.take(f"{prefix}{name}.weight", size[name]) for name in names]
+        weight = torch.cat(weights) if len(weights) > 1 else weights[0]
         biased = [f"{prefix}{name}.bias" in source for name in names]
         if not any(biased):
             return Linear(weight)
@@ -123,7 +132,21 @@ def _load_layer(source: _Source, shape: Shape, index: int) -> Layer:
     )
 
 
-class _Source:
+class MemorySource:
+    """Tensors that are in memory already; each is given up as it is taken, so that its room is free again."""
+
+    def __init__(self, tensors: dict[str, Tensor]) -> None:
+        self._tensors = tensors
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._tensors
+
+    def take(self, name: str, shape: tuple[int, ...]) -> Tensor:
+        tensor = self._tensors.pop(name, None)
+        return _fitting("the merged model", name, tensor, shape)
+
+
+class FolderSource:
     """Every tensor of a folder by name, whatever file it is in."""
 
     def __init__(self, folder: Path, dtype: torch.dtype, device: torch.device) -> None:
@@ -141,12 +164,16 @@ class _Source:
         return name in self._readers
 
     def take(self, name: str, shape: tuple[int, ...]) -> Tensor:
-        if name not in self._readers:
-            raise Invalid(f"{self._folder}: tensor {name} is missing; the checkpoint is not complete")
-        tensor: Tensor = self._readers[name]()
-        if tuple(tensor.shape) != shape:
-            raise Invalid(f"{self._folder}: {name} is {tuple(tensor.shape)}, but config.json makes it {shape}")
-        return tensor.to(self._device, self._dtype)
+        tensor = self._readers[name]() if name in self._readers else None
+        return _fitting(str(self._folder), name, tensor, shape).to(self._device, self._dtype)
+
+
+def _fitting(where: str, name: str, tensor: Tensor | None, shape: tuple[int, ...]) -> Tensor:
+    if tensor is None:
+        raise Invalid(f"{where}: tensor {name} is missing; the checkpoint is not complete")
+    if tuple(tensor.shape) != shape:
+        raise Invalid(f"{where}: {name} is {tuple(tensor.shape)}, but config.json makes it {shape}")
+    return tensor
 
 
 def _files(folder: Path) -> list[Path]:

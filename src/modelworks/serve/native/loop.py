@@ -10,22 +10,27 @@ from pathlib import Path
 from typing import TypeAlias
 
 import psutil
+import torch
+from torch import Tensor
 
-from modelworks.core.errors import ModelworksError
+from modelworks.core.errors import ModelworksError, Unsupported
 from modelworks.core.generation import EngineFailed, Failed, Finished, Token
+from modelworks.core.nouns import JsonObject
 from modelworks.serve.engine import Counts, EngineStats
 from modelworks.serve.native import sampler
 from modelworks.serve.native.model import LoadedModel
 from modelworks.serve.native.scheduler import Piece, Scheduler
 from modelworks.serve.native.sequence import Sequence as Answer
-from modelworks.serve.wire import AddAdapter, AskStats, Cancel, Done, RemoveAdapter, Report
+from modelworks.serve.wire import AddAdapter, AskStats, Cancel, Done, Remade, Remake, RemoveAdapter, Report
 
 logger = logging.getLogger(__name__)
 
 # Tokens computed in a step: long enough to fill the machine, short enough that running answers hardly wait.
 TOKENS_PER_STEP = 256
 
-LoopOrder: TypeAlias = Answer | Cancel | AddAdapter | RemoveAdapter | AskStats
+LoopOrder: TypeAlias = Answer | Cancel | AddAdapter | RemoveAdapter | AskStats | Remake
+# From a recipe to weights by their names in a checkpoint, of that dtype and on that device, and what was found.
+Make: TypeAlias = Callable[[JsonObject, torch.dtype, torch.device], tuple[dict[str, Tensor], JsonObject]]
 
 
 @dataclass
@@ -35,9 +40,12 @@ class Loop:
     model: LoadedModel
     tell: Callable[[Sequence[tuple[str, Report]]], None]
     max_sequences: int
+    make: Make | None = None
     _orders: queue.SimpleQueue[LoopOrder] = field(default_factory=queue.SimpleQueue)
     _reports: list[tuple[str, Report]] = field(default_factory=list)
     _counts: Counts = field(default_factory=Counts)
+    # A Remake, and what came after it: all wait until the answers before it have ended.
+    _held: list[LoopOrder] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self._runner, self._adapters = self.model.runner, self.model.adapters
@@ -59,6 +67,8 @@ class Loop:
             self._take(self._orders.get())
         while not self._orders.empty():
             self._take(self._orders.get())
+        while self._scheduler.is_idle and self._held:
+            self._remake_now()
         pieces = self._scheduler.plan()
         if pieces:
             self._step(pieces)
@@ -106,7 +116,34 @@ class Loop:
         self._scheduler.remove(sequence)
         self._reports.append((sequence.id, report))
 
+    def _remake_now(self) -> None:
+        first, *waiting = self._held
+        self._held = []
+        if isinstance(first, Remake):
+            self._remake(first)
+        for order in waiting:
+            self._take(order)
+
+    def _remake(self, order: Remake) -> None:
+        """The old weights are let go when the new ones are whole, so nothing that fails can hurt."""
+        try:
+            if self.make is None:
+                raise Unsupported(f"the engine of {self.model.name} serves a checkpoint; it makes none from a recipe")
+            tensors, told = self.make(order.recipe, self._runner.dtype, self._runner.device)
+            self._runner.change_weights(tensors)
+        except ModelworksError as error:
+            self._reports.append((order.id, Failed(error.code, error.message)))
+        except RuntimeError as error:  # torch: out of memory above all
+            logger.exception("other weights could not be made")
+            message = f"the new weights could not be made, the old ones stay: {error}"
+            self._reports.append((order.id, Failed(EngineFailed.code, message)))
+        else:
+            self._reports.append((order.id, Remade(told)))
+
     def _take(self, order: LoopOrder) -> None:
+        if isinstance(order, Remake) or (self._held and not isinstance(order, Cancel | AskStats)):
+            self._held.append(order)
+            return
         match order:
             case Answer():
                 self._counts.requests += 1
@@ -116,10 +153,12 @@ class Loop:
                 else:
                     self._scheduler.add(order)
             case Cancel():
-                for sequence in self._scheduler.sequences():
+                held = [waiting for waiting in self._held if isinstance(waiting, Answer)]
+                for sequence in (*self._scheduler.sequences(), *held):
                     if sequence.id == order.id:
                         self._counts.aborted += 1
                         self._end(sequence, Finished("abort", sequence.prompt_tokens, sequence.generated))
+                        self._held = [waiting for waiting in self._held if waiting is not sequence]
             case AddAdapter() | RemoveAdapter():
                 self._change_adapters(order)
             case AskStats():
@@ -143,7 +182,7 @@ class Loop:
         cache, counts = self._runner.cache, self._counts
         return EngineStats(
             running=self._scheduler.running,
-            waiting=self._scheduler.waiting,
+            waiting=self._scheduler.waiting + sum(isinstance(held, Answer) for held in self._held),
             adapters=self._adapters.names,
             max_context=self.model.max_context,
             kv_used_tokens=cache.used_tokens,

@@ -14,7 +14,7 @@ from modelworks.core.generation import ContextLengthExceeded, GenerateRequest
 from modelworks.data.record import Message
 from modelworks.data.render import ChatTemplate, load_tokenizer
 from modelworks.serve.engine import EngineSpec
-from modelworks.serve.native.checkpoint import load_weights
+from modelworks.serve.native.checkpoint import FolderSource, load_weights
 from modelworks.serve.native.config import Shape, read_shape
 from modelworks.serve.native.detokenize import Detokenizer
 from modelworks.serve.native.kv_cache import KvCache
@@ -81,7 +81,7 @@ def load(spec: EngineSpec) -> LoadedModel:
         torch.set_num_threads(spec.threads)
     shape, dtype = read_shape(folder), _dtype(spec.dtype, device)
     tokenizer, template = load_tokenizer(folder), ChatTemplate.load(folder)
-    weights = load_weights(folder, shape, dtype, device)
+    weights = load_weights(FolderSource(folder, dtype, device), shape)
     adapters = Adapters(shape, dtype, device)
     max_context = min(spec.max_context or shape.max_context, shape.max_context)
     cache = KvCache(

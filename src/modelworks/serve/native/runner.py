@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from modelworks.serve.native.checkpoint import DOWN, GATE_UP, OUT, QKV, Layer, Weights
+from modelworks.serve.native.checkpoint import DOWN, GATE_UP, OUT, QKV, Layer, MemorySource, Weights, load_weights
 from modelworks.serve.native.config import Shape, rotary_tables
 from modelworks.serve.native.kv_cache import CacheShape, KvCache
 from modelworks.serve.native.lora import Adapters
@@ -37,10 +37,21 @@ class Runner:
 
     def __init__(self, shape: Shape, weights: Weights, adapters: Adapters, cache: KvCache, max_context: int) -> None:
         self._shape, self._weights, self._adapters, self.cache = shape, weights, adapters, cache
-        self._dtype, self._device = weights.embedding.dtype, weights.embedding.device
+        self.dtype, self.device = weights.embedding.dtype, weights.embedding.device
         cos, sin = rotary_tables(shape, max_context)
-        self._cos = cos.to(self._device, self._dtype)[:, None]
-        self._sin = sin.to(self._device, self._dtype)[:, None]
+        self._cos = cos.to(self.device, self.dtype)[:, None]
+        self._sin = sin.to(self.device, self.dtype)[:, None]
+
+    def change_weights(self, tensors: dict[str, Tensor]) -> None:
+        """Compute with other weights from now on; what the cache holds must not be of use any more.
+
+        Args:
+            tensors: by their names in a checkpoint, on this device and in this dtype; they are taken out.
+
+        Raises:
+            Invalid: one is missing or has another shape; the weights stay as they were.
+        """
+        self._weights = load_weights(MemorySource(tensors), self._shape)
 
     @torch.inference_mode()
     def forward(self, pieces: Sequence[Piece]) -> Tensor:
@@ -54,7 +65,7 @@ class Runner:
         self._adapters.select([piece.sequence.adapter for piece in rows for _ in range(piece.count)])
         tokens = [t for piece in rows for t in piece.sequence.tokens[piece.start : piece.start + piece.count]]
         step = self._prepare(decode, prompts)
-        x = self._weights.embedding[torch.tensor(tokens, device=self._device)]
+        x = self._weights.embedding[torch.tensor(tokens, device=self.device)]
         for index, layer in enumerate(self._weights.layers):
             x = self._layer(index, layer, x, step)
         last, row = {}, 0
@@ -64,7 +75,7 @@ class Runner:
         wanted = [last[piece.sequence.id] for piece in pieces if piece.gives_token]
         if not wanted:
             return x.new_empty((0, self._shape.vocab), dtype=torch.float32)
-        x = x[torch.tensor(wanted, device=self._device)]
+        x = x[torch.tensor(wanted, device=self.device)]
         return self._weights.head(self._norm(x, self._weights.norm)).float()
 
     def _prepare(self, decode: Sequence[Piece], prompts: Sequence[Piece]) -> _Step:
@@ -75,16 +86,16 @@ class Runner:
             positions += numbers
             first = _slot(piece) * self.cache.length
             places += [first + number for number in numbers]
-        at = torch.tensor(positions, device=self._device)
+        at = torch.tensor(positions, device=self.device)
         slots = [_slot(piece) for piece in decode]
         span = max(slots, default=-1) + 1
         length = max((piece.start + 1 for piece in decode), default=0)
         return _Step(
             cos=self._cos[at],
             sin=self._sin[at],
-            places=torch.tensor(places, device=self._device),
+            places=torch.tensor(places, device=self.device),
             decode=decode,
-            slots=None if slots == list(range(span)) else torch.tensor(slots, device=self._device),
+            slots=None if slots == list(range(span)) else torch.tensor(slots, device=self.device),
             span=span,
             length=length,
             mask=self._decode_mask(decode, span, length) if len(decode) > 1 or span > 1 else None,
@@ -96,8 +107,8 @@ class Runner:
         ends = [1] * span
         for piece in decode:
             ends[_slot(piece)] = piece.start + 1
-        seen = torch.arange(length, device=self._device) < torch.tensor(ends, device=self._device)[:, None]
-        mask = torch.zeros(seen.shape, dtype=self._dtype, device=self._device).masked_fill_(~seen, float("-inf"))
+        seen = torch.arange(length, device=self.device) < torch.tensor(ends, device=self.device)[:, None]
+        mask = torch.zeros(seen.shape, dtype=self.dtype, device=self.device).masked_fill_(~seen, float("-inf"))
         return mask[:, None, None, :]
 
     def _layer(self, index: int, layer: Layer, x: Tensor, step: _Step) -> Tensor:
