@@ -66,6 +66,10 @@ class Piece:
             self.deltas = deltas
 
     @property
+    def has_base(self) -> bool:
+        return self._base is not None
+
+    @property
     def base(self) -> Tensor:
         if self._base is None:
             raise TypeError(f"{self.name}: the method reads a base that it did not ask for")
@@ -160,13 +164,15 @@ class Method(Generic[P]):
     # Whether it merges nothing but adapters of the base.
     adapters_only: bool = False
     whole: bool = False
-    # Whether `piece.base` is read; always in space "delta".
-    reads_base: bool = False
+    # Whether `piece.base` is read; always in space "delta". "if given": where `piece.has_base`.
+    reads_base: bool | Literal["if given"] = False
     # How many models it merges, beside the base: at least, at most.
     models: tuple[int, int | None] = (1, None)
     precision: Literal["float32", "bfloat16"] = "float32"
     # What is wrong with the parameters for that many models.
     check: Callable[[P, int], Sequence[Problem]] = lambda _params, _count: ()
+    # What is wrong with those of one tensor together.
+    check_each: Callable[[P, Sequence[P]], Sequence[Problem]] = lambda _params, _each: ()
     # How often it reads its inputs; for estimates.
     reads: int = 1
     paper: str | None = None
@@ -177,7 +183,7 @@ class Method(Generic[P]):
 
     @property
     def needs_base(self) -> bool:
-        return self.space == "delta" or self.reads_base
+        return self.space == "delta" or self.reads_base is True
 
     @property
     def takes_weights(self) -> bool:

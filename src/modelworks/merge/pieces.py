@@ -70,7 +70,7 @@ class Pieces:
     def read(self, step: Step, start: int, stop: int) -> Piece:
         import torch
 
-        needed = self.plan.method.needs_base
+        needed = self.plan.method.needs_base or self.plan.method.reads_base
         base = self.values(step.base, start, stop) if step.base is not None and needed else None
         name, shape = step.output.name, step.output.shape
         rows = torch.empty(len(step.sources), stop - start, device=self._device, dtype=self._dtype)

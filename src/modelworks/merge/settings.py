@@ -59,7 +59,10 @@ class Settings:
         each = [self._parse(shared | self._own[place] | own, tensor, depth, place) for place, own in sources]
         if params is None or any(item is None for item in each):
             return None
-        return params, tuple(item for item in each if item is not None)
+        held = tuple(item for item in each if item is not None)
+        for problem in self.method.check_each(params, held):
+            self._tell(f"params.{problem.where}", problem.what, problem.remedy)
+        return params, held
 
     def _parse(self, values: Mapping[str, Any], tensor: str, depth: float, place: int = -1) -> Params | None:
         held = resolve(values, self._scheduled, tensor, depth)
