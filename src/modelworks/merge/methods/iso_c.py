@@ -1,0 +1,47 @@
+"""Iso-C: add up what was learnt, and give every direction in which a matrix changed the same strength."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from pydantic import Field, FiniteFloat
+
+from modelworks.merge.method import PER_MODEL, Method, Params, Piece
+from modelworks.merge.spectra import inverse, is_matrix, lay_flat, product, right_vectors, upright
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class IsoCParams(Params):
+    weight: FiniteFloat = Field(
+        1.0, description="factor on a task vector; with 0 the model is not there", json_schema_extra=PER_MODEL
+    )
+    lambda_: FiniteFloat = Field(1.0, alias="lambda", description="factor on the merged task vector")
+
+
+def combine(piece: Piece, params: IsoCParams, each: Sequence[IsoCParams]) -> Tensor:
+    """Make the spectrum of the sum of weighted task vectors even (Marczak et al. 2025, arXiv:2502.04959).
+
+    For every matrix, embedding and head too: lambda * mean(S) * U V^T, where U S V^T = w_1 d_1 + ... + w_M d_M; for
+    other tensors lambda * (w_1 d_1 + ... + w_M d_M) / M. Directions in which nothing changed, as there are many with
+    adapters, stay as they are and do not count in the mean: where the authors' code has as many directions as the
+    matrix has rows or columns, some of them would be noise.
+    """
+    import torch
+
+    weights = [its.weight for its in each]
+    total = torch.zeros_like(piece.base)
+    for delta, weight in zip(piece.deltas, weights, strict=True):
+        total += delta * weight
+    if not is_matrix(piece.shape):
+        return total.mul_(params.lambda_ / max(sum(weight != 0 for weight in weights), 1))
+    matrix = upright(total, piece.shape)
+    values, vectors = right_vectors(matrix)
+    strength = values.sum() / (values != 0).sum().clamp(min=1)
+    even = product(matrix, (vectors * (inverse(values) * strength)) @ vectors.T)
+    return lay_flat(even, piece.shape) * params.lambda_
+
+
+ISO_C = Method("iso_c", IsoCParams, combine, space="delta", whole=True, paper="arXiv:2502.04959")
