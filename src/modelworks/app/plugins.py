@@ -36,7 +36,10 @@ def list_plugins() -> dict[str, list[PluginInfo]]:
             )
             for each in methods().values()
         ],
-        "metrics": [_info(each.name, each.measure, columns=list(each.columns)) for each in metrics().values()],
+        "metrics": [
+            _info(each.name, each.measure, columns=list(each.columns), better=each.better)
+            for each in metrics().values()
+        ],
         "formats": [
             _info(each.name, each.convert, columns=list(each.needs), optional_columns=list(each.optional))
             for each in formats().values()

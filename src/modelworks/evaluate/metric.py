@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 from typing import Any, Literal
 
 from modelworks.core.nouns import JsonObject
@@ -40,9 +41,12 @@ class Measured:
 @dataclass(frozen=True)
 class Metric:
     name: str
-    # The columns it fills.
+    # The columns it fills; the one of its own name is what it is about.
     columns: tuple[str, ...]
     measure: Callable[[Subject], Measured]
+    better: Literal["lower", "higher"]
+    # Of that column over several datasets.
+    mean: Callable[[Sequence[float]], float] = fmean
 
 
 def metrics() -> Mapping[str, Metric]:

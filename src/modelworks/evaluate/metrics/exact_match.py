@@ -123,4 +123,4 @@ def _plain(text: str) -> str:
     return " ".join(text.split())
 
 
-EXACT_MATCH = Metric("exact_match", ("exact_match",), measure)
+EXACT_MATCH = Metric("exact_match", ("exact_match",), measure, better="higher")

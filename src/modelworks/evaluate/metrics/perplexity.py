@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from statistics import geometric_mean
 
 from modelworks.data.batches import encode_split, in_batches, pad_right
 from modelworks.evaluate.metric import Measured, Metric, Subject
@@ -34,4 +35,4 @@ def measure(subject: Subject) -> Measured:
     return Measured(values={"loss": loss_a_token, "perplexity": math.exp(min(loss_a_token, 700.0))})
 
 
-PERPLEXITY = Metric("perplexity", ("loss", "perplexity"), measure)
+PERPLEXITY = Metric("perplexity", ("loss", "perplexity"), measure, better="lower", mean=geometric_mean)
