@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from modelworks.core.errors import Invalid, Problem
@@ -54,9 +54,10 @@ class Settings:
             over: what the tensor's slice says, over the parameters of the whole merge.
             sources: the place of each model among the spec's, and what the slice says for it.
         """
-        shared = self._params | over
-        params = self._parse(shared, tensor, depth)
-        each = [self._parse(shared | self._own[place] | own, tensor, depth, place) for place, own in sources]
+        params = self._parse((self._params, over), tensor, depth)
+        each = [
+            self._parse((self._params, over, self._own[place], own), tensor, depth, place) for place, own in sources
+        ]
         if params is None or any(item is None for item in each):
             return None
         held = tuple(item for item in each if item is not None)
@@ -64,8 +65,10 @@ class Settings:
             self._tell(f"params.{problem.where}", problem.what, problem.remedy)
         return params, held
 
-    def _parse(self, values: Mapping[str, Any], tensor: str, depth: float, place: int = -1) -> Params | None:
-        held = resolve(values, self._scheduled, tensor, depth)
+    def _parse(self, layers: Sequence[JsonObject], tensor: str, depth: float, place: int = -1) -> Params | None:
+        held: JsonObject = {}
+        for values in layers:  # where the filters of one all miss, the one before holds
+            held |= resolve(values, self._scheduled, tensor, depth)
         key = (place, json.dumps(held, sort_keys=True, default=str))
         if key not in self._parsed:
             self._parsed[key] = self._parsed_now(held, len(self._own))
