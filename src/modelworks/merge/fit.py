@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import islice
 from pathlib import Path
 
 from modelworks.core.config import count_gpus
 from modelworks.core.errors import Invalid, Problem
-from modelworks.core.nouns import Adapter, JsonObject, Model
-from modelworks.merge.lora import LowRank, find_changes
+from modelworks.core.nouns import Adapter, Model
+from modelworks.merge.layers import layer_count
+from modelworks.merge.lora import Change, find_changes
 from modelworks.merge.vocabulary import POLICIES, is_vocabulary
 from modelworks.weights.reader import Checkpoint, TensorInfo
 from modelworks.weights.safety import PICKLES, read_object
@@ -43,7 +43,7 @@ class Expert:
     names: Mapping[str, str]
     tensors: Mapping[str, TensorInfo]
     adapter: Adapter | None = None
-    changes: Mapping[str, LowRank] | None = None
+    changes: Mapping[str, Change] | None = None
 
     @property
     def artifact(self) -> Model | Adapter:
@@ -114,12 +114,12 @@ def fit_adapter(name: str, adapter: Adapter, on: Expert | None, problems: list[P
     remedy = "merge on its own base"
     if on is not None and adapter.base_digest != on.model.digest:
         found.insert(0, Problem(name, f"was trained on {adapter.base_name}, not on {on.model.name}", remedy))
+    whose, tensors = (on.model.name, on.tensors) if on is not None else ("", {})
     for key, change in changes.items() if on is not None else ():
-        whose = on.model.name
-        if key not in on.tensors:
+        if key not in tensors:
             found.append(Problem(name, f"changes {key}, which is not in {whose}", remedy))
-        elif change.shape != on.tensors[key].shape:
-            shapes = f"{list(change.shape)}, in {whose} it is {list(on.tensors[key].shape)}"
+        elif change.shape != tensors[key].shape:
+            shapes = f"{list(change.shape)}, in {whose} it is {list(tensors[key].shape)}"
             found.append(Problem(name, f"changes {key} by shape {shapes}", remedy))
     problems += [replace(problem, code=problem.code or "adapter_mismatch") for problem in found]
     return None if on is None else replace(on, adapter=adapter, changes=changes)
@@ -127,7 +127,11 @@ def fit_adapter(name: str, adapter: Adapter, on: Expert | None, problems: list[P
 
 def device_problem(device: str) -> Problem | None:
     """Whether there is no GPU though one is asked for; torch, which knows it exactly, is not loaded for this."""
-    if device != "cuda" or count_gpus() or any(Path(path).exists() for path in ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg")):
+    if (
+        device != "cuda"
+        or count_gpus()
+        or any(Path(path).exists() for path in ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg"))
+    ):
         return None
     return Problem("device", "cuda is asked for, and there is no GPU here", "choose auto or cpu", "no_device")
 
@@ -143,7 +147,9 @@ def _other_format(name: str, folder: Path) -> Problem | None:
     if ".safetensors" in suffixes:
         return None
     if ".gguf" in suffixes:
-        return Problem(name, f"{suffixes['.gguf']} is GGUF, whose weights are packed", "use the full weights", "quantised")
+        return Problem(
+            name, f"{suffixes['.gguf']} is GGUF, whose weights are packed", "use the full weights", "quantised"
+        )
     if pickles := sorted(PICKLES & suffixes.keys()):
         what = f"{suffixes[pickles[0]]} is a pickle, which can run code when it is read"
         return Problem(name, what, "convert it to safetensors", "unsafe_format")
@@ -166,7 +172,7 @@ def _damage(name: str, error: Invalid | OSError) -> Problem:
     return Problem(name, what, "fetch it again", "damaged_file")
 
 
-def _contradictions(name: str, config: JsonObject, tensors: Mapping[str, TensorInfo]) -> Iterator[Problem]:
+def _contradictions(name: str, config: Mapping[str, object], tensors: Mapping[str, TensorInfo]) -> Iterator[Problem]:
     """Where a model's config and its own tensors disagree."""
     layers, told = layer_count(list(tensors)), config.get("num_hidden_layers")
     if isinstance(told, int) and 0 < layers < told:
@@ -188,8 +194,7 @@ def _tensor_problems(
     tied: bool,
 ) -> Iterator[Problem]:
     whose = frame.model.name
-    one_shape = "merge models of one architecture"
-    missing = [f"{key} is missing, {whose} has it" for key, own in names.items() if own not in found]
+    missing = [f"{key} is missing" for key, own in names.items() if own not in found]
     shapes, rows = [], []
     for key, own in names.items():
         if own not in found:
@@ -208,14 +213,14 @@ def _tensor_problems(
     if HEAD in found and HEAD not in names and not tied:
         what = f"has a head of its own, {whose} takes its embedding for it"
         yield Problem(name, what, f"give {whose} an {HEAD} too, a copy of its embedding", "tied_heads")
-    for kind in (shapes, missing, [f"{key} is not in {whose}" for key in extra]):
-        for what in islice(kind, _MOST_NAMED):
-            yield Problem(name, what, one_shape, "tensor_mismatch")
-        if len(kind) > _MOST_NAMED:
-            yield Problem(name, f"so it is with {len(kind) - _MOST_NAMED} more tensors", one_shape, "tensor_mismatch")
+    strange = [f"{key} is not in {whose}" for key in extra]
+    for kind, hint in ((shapes, ""), (missing, f"{whose} has it; "), (strange, "")):
+        told = [*kind[:_MOST_NAMED], *[f"so it is with {len(kind) - _MOST_NAMED} more"] * (len(kind) > _MOST_NAMED)]
+        for what in told:
+            yield Problem(name, what, f"{hint}merge models of one architecture", "tensor_mismatch")
 
 
-def config_of(model: Model) -> JsonObject:
+def config_of(model: Model) -> dict[str, object]:
     """What should agree, as far as the config says it, `vocab_size`, and whether the head is `tied`."""
     config = read_object(model.path / "config.json")
     text = config.get("text_config")
@@ -246,7 +251,7 @@ def excluded(patterns: Sequence[str], tensors: Mapping[str, object], problems: l
             continue
         matched = {name for name in tensors if compiled.match(name)}
         # A head tied to the embedding is in no file, but may well be named.
-        if not matched and not compiled.match(HEAD):
+        if tensors and not matched and not compiled.match(HEAD):
             remedy = "patterns match from the start of the name; begin with .* to match anywhere"
             problems.append(Problem("exclude_param_names_regex", f"{pattern!r} matches no tensor", remedy))
         found |= matched

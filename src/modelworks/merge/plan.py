@@ -9,13 +9,23 @@ from typing import Any
 from modelworks.core.errors import Invalid, Problem
 from modelworks.core.nouns import Adapter, AnyArtifact, Model
 from modelworks.core.registry import nearest
-from modelworks.merge.fit import HEAD, MERGEABLE, Expert, base_problems, config_of, excluded, fit_adapter, fit_model
+from modelworks.merge.fit import (
+    HEAD,
+    MERGEABLE,
+    Expert,
+    config_of,
+    device_problem,
+    excluded,
+    fit_adapter,
+    fit_model,
+    sound_model,
+)
 from modelworks.merge.layers import Origin, origins
 from modelworks.merge.lora import BLOCK_ROWS, not_low_rank
 from modelworks.merge.method import Method, Params, methods
 from modelworks.merge.settings import Settings
 from modelworks.merge.spec import MergeSpec, OutputDtype
-from modelworks.weights.reader import Checkpoint, TensorInfo
+from modelworks.weights.reader import TensorInfo
 from modelworks.weights.writer import Planned
 
 _DTYPES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
@@ -59,6 +69,8 @@ class Plan:
     steps: tuple[Step, ...]
     # Of the result; None: as the frame.
     dtype: OutputDtype | None
+    # What differs between the models without making the merge wrong.
+    warnings: tuple[str, ...] = ()
 
     def expert(self, source: Source) -> Expert:
         found = self.base if source.expert == BASE else self.experts[source.expert]
@@ -89,16 +101,19 @@ def make_plan(spec: MergeSpec, inputs: Mapping[str, AnyArtifact]) -> Plan:
         Invalid: with one Problem for each thing that is wrong.
     """
     problems: list[Problem] = []
+    warnings: list[str] = []
     method = _method(spec, problems)
-    if method is None:
-        raise _refusal(problems)
-    settings = Settings(method, spec.params, spec.weights, spec.model_params, len(spec.models), problems)
-    settings.at("", 0.0, {}, [(place, {}) for place in range(len(spec.models))])
+    settings = None
+    if method is not None:
+        settings = Settings(method, spec.params, spec.weights, spec.model_params, len(spec.models), problems)
+        settings.at("", 0.0, {}, [(place, {}) for place in range(len(spec.models))])
     frame = _frame(spec, inputs, method, problems)
-    if frame is None:
+    whole = None if frame is None else _as_expert(frame, method, problems)
+    experts = [_expert(spec, name, inputs, whole, problems, warnings) for name in spec.models]
+    problems += filter(None, [device_problem(spec.device)])
+    if method is None or settings is None or frame is None or whole is None:
+        excluded(spec.exclude_param_names_regex, {}, problems)
         raise _refusal(problems)
-    whole = _as_expert(frame, method, problems)
-    experts = [_expert(name, inputs, whole, problems) for name in spec.models]
     # A method that rounds everything to bfloat16 has no more to give.
     dtype = spec.dtype if method.precision == "float32" else "bfloat16"
     if spec.dtype not in {None, dtype}:
@@ -117,7 +132,8 @@ def make_plan(spec: MergeSpec, inputs: Mapping[str, AnyArtifact]) -> Plan:
             problems.append(Problem("slices" if spec.slices else "models", what, "see exclude_param_names_regex"))
     if problems:
         raise _refusal(problems)
-    return Plan(method, frame, base, found, tuple(step for step in steps if step is not None), dtype)
+    made = tuple(step for step in steps if step is not None)
+    return Plan(method, frame, base, found, made, dtype, tuple(warnings))
 
 
 def spans(shape: Sequence[int], chunk_elements: int) -> Iterator[tuple[int, int]]:
@@ -134,7 +150,8 @@ def spans(shape: Sequence[int], chunk_elements: int) -> Iterator[tuple[int, int]
 def _refusal(problems: list[Problem]) -> Invalid:
     shown = "; ".join(str(problem) for problem in problems[:8])
     more = f"; and {len(problems) - 8} more" if len(problems) > 8 else ""
-    return Invalid(f"these cannot be merged: {shown}{more}", problems=tuple(problems))
+    coded = tuple(replace(problem, code=problem.code or "bad_parameter") for problem in problems)
+    return Invalid(f"these cannot be merged: {shown}{more}", problems=coded)
 
 
 def _method(spec: MergeSpec, problems: list[Problem]) -> Method[Any] | None:
@@ -153,49 +170,53 @@ def _method(spec: MergeSpec, problems: list[Problem]) -> Method[Any] | None:
 
 
 def _frame(
-    spec: MergeSpec, inputs: Mapping[str, AnyArtifact], method: Method[Any], problems: list[Problem]
+    spec: MergeSpec, inputs: Mapping[str, AnyArtifact], method: Method[Any] | None, problems: list[Problem]
 ) -> Model | None:
-    if spec.base is None and method.needs_base:
-        problems.append(Problem("base", f"{method.name} needs one", "name the model that the others were made from"))
-        return None
     name = spec.base or spec.models[0].partition("+")[0]
     base = inputs[name]
+    if spec.base is None and method is not None and method.needs_base:
+        problems.append(Problem("base", f"{method.name} needs one", "name the model that the others were made from"))
+        return base if isinstance(base, Model) else None
     if isinstance(base, Model):
         return base
     if isinstance(base, Adapter):
-        problems.append(Problem("base", f"{name} is an adapter, not a full model", f"its base is {base.base_name}"))
+        what, remedy = f"{name} is an adapter, not a full model", f"its base is {base.base_name}"
+        problems.append(Problem("base", what, remedy, "adapter_mismatch"))
     else:
         problems.append(Problem("base", f"{name} is a {base.kind}, not a model"))
     return None
 
 
-def _as_expert(frame: Model, method: Method[Any], problems: list[Problem]) -> Expert:
-    base_problems(frame, problems)
-    with Checkpoint.open(frame.path) as checkpoint:
-        tensors = checkpoint.tensors
-    if method.precision == "bfloat16" and config_of(frame)["tied"]:
+def _as_expert(frame: Model, method: Method[Any] | None, problems: list[Problem]) -> Expert | None:
+    whole = sound_model(frame.name, frame, problems)
+    if whole and method and method.precision == "bfloat16" and config_of(frame)["tied"]:
         # merging-eval counts parameters, and a head that repeats the embedding is none.
-        tensors = {name: info for name, info in tensors.items() if name != HEAD}
-    return Expert(frame, {name: name for name in tensors}, tensors)
+        tensors = {name: info for name, info in whole.tensors.items() if name != HEAD}
+        return Expert(frame, {name: name for name in tensors}, tensors)
+    return whole
 
 
-def _expert(name: str, inputs: Mapping[str, AnyArtifact], frame: Expert, problems: list[Problem]) -> Expert | None:
+def _expert(
+    spec: MergeSpec,
+    name: str,
+    inputs: Mapping[str, AnyArtifact],
+    frame: Expert | None,
+    problems: list[Problem],
+    warnings: list[str],
+) -> Expert | None:
     first, _, second = name.partition("+")
     artifact, adapter = inputs[first], inputs[second] if second else None
-    try:
-        if isinstance(artifact, Adapter) and not second:
-            return fit_adapter(name, artifact, frame, problems)
-        if isinstance(artifact, Model):
-            model = frame if artifact.id == frame.model.id else None
-            model = model or fit_model(first, artifact, frame.model, frame.tensors, problems)
-            if adapter is None:
-                return model
-            if isinstance(adapter, Adapter):
-                return fit_adapter(second, adapter, model, problems)
-            first, artifact = second, adapter
-    except Invalid as error:  # its files are damaged; the other models may have problems as well
-        problems.append(Problem(name, error.message))
-        return None
+    if isinstance(artifact, Adapter) and not second:
+        return fit_adapter(name, artifact, frame, problems)
+    if isinstance(artifact, Model):
+        model = frame
+        if frame is None or artifact.id != frame.model.id:
+            model = fit_model(first, artifact, frame, spec.tokenizer is not None, problems, warnings)
+        if adapter is None:
+            return model
+        if isinstance(adapter, Adapter):
+            return fit_adapter(second, adapter, model, problems)
+        first, artifact = second, adapter
     problems.append(Problem(name, f"{first} is a {artifact.kind}, which does not belong there"))
     return None
 
