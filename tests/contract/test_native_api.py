@@ -348,3 +348,22 @@ def test_health_and_doctor_answer(door: Door) -> None:
     assert checks["python"]["ok"]
     assert checks["hub"]["found"].startswith("not asked")
     assert {"sqlite", "disk", "memory", "workspace", "port", "torch", "demo model"} <= set(checks)
+
+
+def test_a_file_of_a_model_can_be_looked_at_but_nothing_else_of_the_machine(tmp_path: Path) -> None:
+    from tiny import tiny_llama
+
+    folder = tiny_llama(tmp_path / "tiny")
+    (folder / "merge_report.svg").write_text("<svg xmlns='http://www.w3.org/2000/svg'/>")
+    with open_door(tmp_path / "home", allow_paths=[str(tmp_path)]) as door:
+        door.services.catalog.add_model(folder, "me/tiny")
+
+        picture = door.client.get("/modelworks/models/me/tiny/files/merge_report.svg")
+        weights = door.client.get("/modelworks/models/me/tiny/files/model.safetensors")
+        outside = door.client.get("/modelworks/models/me/tiny/files/..%2Fmodelworks.db")
+
+    assert picture.headers["content-type"] == "image/svg+xml"
+    assert "sandbox" in picture.headers["content-security-policy"]
+    assert weights.headers["content-disposition"].startswith("attachment")
+    assert weights.content == (folder / "model.safetensors").read_bytes()
+    assert outside.status_code == 404

@@ -7,6 +7,7 @@ from typing import Annotated
 
 from fastapi import APIRouter, Depends, Path, Query, Request, Response
 from fastapi.concurrency import run_in_threadpool
+from fastapi.responses import FileResponse
 from pydantic import ConfigDict, Field
 
 from modelworks.app.answers import ImportSpec, Preview
@@ -147,6 +148,20 @@ def add_model(body: AddModel, app: App) -> Model | Adapter:
 def model_archive(name: Name, app: App) -> Response:
     """Send a model's or an adapter's folder as an uncompressed tar."""
     return attached(archive_of(app.catalog.model(name)))
+
+
+@router.get("/models/{name:path}/files/{file}", response_class=FileResponse)
+def model_file(
+    name: Name, file: Annotated[str, Path(description="e.g. README.md, merge_report.svg")], app: App
+) -> FileResponse:
+    """Return one file of a model's or an adapter's folder; pictures and text to look at, all else to keep."""
+    place = app.catalog.model_file(name, file)
+    shown = place.suffix in {".svg", ".json", ".md", ".txt"}
+    # A picture could hold a script: it is never run.
+    return FileResponse(
+        place, filename=place.name, content_disposition_type="inline" if shown else "attachment",
+        headers={"Content-Security-Policy": "sandbox; default-src 'none'; style-src 'unsafe-inline'"},
+    )  # fmt: skip
 
 
 @router.get("/models/{name:path}/lineage")

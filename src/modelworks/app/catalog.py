@@ -90,6 +90,14 @@ class Catalog:
             raise NotFound(f"{name!r} is a {found.kind}, not a model")
         return found
 
+    def model_file(self, name: str, path: str) -> Path:
+        """One of the files that a model or adapter was published with; raises NotFound."""
+        model = self.model(name)
+        if path not in {file.path for file in model.files}:
+            told = ", ".join(sorted(file.path for file in model.files))
+            raise NotFound(f"{model.name} has no file {path!r}; it has {told}")
+        return model.path / path
+
     def dataset(self, name: str) -> Dataset:
         found = self.resolve("datasets", name)
         if not isinstance(found, Dataset):

@@ -14,12 +14,18 @@ function jobRow({ id, kind, spec, state, created_at: asked }) {
   return [shown, kind, make("span", { text: stateWord(state), className: "badge", "data-state": state }), clock(asked)];
 }
 
+function modelRow({ name, kind, size_bytes: size, files }) {
+  const report = files.find(({ path }) => path === "search.svg" || path === "merge_report.svg");
+  const link = report && make("a", { text: "report", href: `/modelworks/models/${name}/files/${report.path}` });
+  return [name, kind, bytes(size), link ?? ""];
+}
+
 async function look() {
   try {
     const [health, jobs, models] = await Promise.all(["health", "jobs?limit=10", "models"].map((path) => fetchJson(`/modelworks/${path}`)));
     setText(byId("health"), `Version ${health.version}.`);
     fill("jobs", jobs.items.map(jobRow));
-    fill("models", models.map(({ name, kind, size_bytes: size }) => [name, kind, bytes(size)]));
+    fill("models", models.map(modelRow));
   } catch (error) {
     setText(byId("health"), `The server does not answer: ${error.message}`);
   }
