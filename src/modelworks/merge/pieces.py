@@ -53,9 +53,8 @@ class Pieces:
         return self._open[folder]
 
     def spans(self, step: Step, elements: int) -> Iterator[tuple[int, int]]:
-        if self.plan.method.whole and step.merged:
-            elements = max(step.elements, 1)
-        for span in spans(step.output.shape, elements):
+        whole = self.plan.method.whole and step.merged and step.elements
+        for span in [(0, step.elements)] if whole else spans(step.output.shape, elements):
             self.watch.check()
             yield span
 
