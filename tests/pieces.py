@@ -31,14 +31,14 @@ class Looked:
     """A TensorLook at a tensor in memory, in pieces of a given number of elements."""
 
     models: torch.Tensor  # (M, N)
-    base: torch.Tensor  # (N)
+    base: torch.Tensor | None = None  # (N)
     elements: int = 1 << 18
     name: str = "model.layers.0.mlp.up_proj.weight"
     whole_shape: tuple[int, ...] | None = None
 
     @property
     def size(self) -> int:
-        return self.base.numel()
+        return self.models.shape[1]
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -47,4 +47,5 @@ class Looked:
     def pieces(self) -> Iterator[Piece]:
         for start in range(0, self.size, self.elements):
             stop = min(start + self.elements, self.size)
-            yield Piece(self.name, self.shape, start, self.base[start:stop], self.models[:, start:stop])
+            base = None if self.base is None else self.base[start:stop]
+            yield Piece(self.name, self.shape, start, base, self.models[:, start:stop])

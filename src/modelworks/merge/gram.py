@@ -1,0 +1,106 @@
+"""Mixes of models by factors that follow from their inner products: the sphere methods and model stock."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import reduce
+from operator import iadd
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from modelworks.merge.method import Combine, Piece, TensorLook
+
+# A tensor is one vector; or its rows are, along its last dimension; or its columns, along its first.
+Vectors = Literal["tensor", "rows", "columns"]
+# From inner products (M, M, *K) to one factor a model (M, *K), both float64; K is (), (R, 1) or (1, C).
+Solve = Callable[["Tensor"], "Tensor"]
+
+
+def prepare_mix(look: TensorLook, solve: Solve, vectors: Vectors = "tensor", *, on_base: bool = False) -> Combine:
+    """Mix models by factors that depend on their inner products alone: f_1 x_1 + ... + f_M x_M.
+
+    Inner products and factors are worked out in float64 and the factors then rounded to float32, so that the order of
+    summation does not show.
+
+    Args:
+        on_base: where there is a base, mix the differences from it, and add it.
+    """
+    vectors = vectors if len(look.shape) > 1 else "tensor"
+
+    def points(piece: Piece) -> Tensor:
+        rows = piece.deltas if on_base and piece.has_base else piece.models
+        return rows if vectors == "tensor" else rows.view(
+            len(rows), -1, look.shape[-1] if vectors == "rows" else look.size // look.shape[0]
+        )  # fmt: skip
+
+    def factors(products: Tensor) -> Tensor:
+        return solve(products).float()
+
+    known: Tensor | None = None
+    if vectors != "rows" and look.size:  # pieces are of whole rows, so those need nothing from the others
+        inner = _inner if vectors == "tensor" else _inner_of_columns
+        known = factors(reduce(iadd, (inner(points(piece)) for piece in look.pieces())))
+
+    def combine(piece: Piece) -> Tensor:
+        rows = points(piece)
+        mixed = mix(rows, list(factors(_inner_of_rows(rows)) if known is None else known)).view(-1)
+        return mixed.add_(piece.base) if on_base and piece.has_base else mixed
+
+    return combine
+
+
+def mix(rows: Tensor, factors: Sequence[Tensor | float]) -> Tensor:
+    """Sum the rows of (M, ...), each times its factor."""
+    import torch
+
+    total = rows[0] * factors[0]
+    scratch = torch.empty_like(total)
+    for row, factor in zip(rows[1:], factors[1:], strict=True):
+        total += torch.mul(row, factor, out=scratch)
+    return total
+
+
+def slerp_factors(cosine: Tensor, t: float, linear: Tensor) -> Tensor:
+    """Factors (2, *K) of two vectors for the point a share `t` along the arc between them; of the line where `linear`.
+
+    sin((1 - t) w) / sin w and sin(t w) / sin w, w being the angle between them.
+    """
+    import torch
+
+    angle = torch.acos(cosine.masked_fill(linear, 0))
+    return torch.stack(
+        [torch.where(linear, share, torch.sin(share * angle) / torch.sin(angle)) for share in (1 - t, t)]
+    )
+
+
+def cosines(products: Tensor, least: float) -> Tensor:
+    """Cosines of vectors with these inner products (M, M, *K), whose lengths are taken to be at least `least`."""
+    lengths = norms(products).clamp(min=least)
+    return (products / lengths[:, None] / lengths).clamp(-1, 1)
+
+
+def norms(products: Tensor) -> Tensor:
+    """The lengths (M, *K) of vectors with these inner products (M, M, *K)."""
+    return products.diagonal().movedim(-1, 0).sqrt()
+
+
+def _inner(rows: Tensor) -> Tensor:
+    wide = rows.double()
+    return (wide @ wide.T).cpu()
+
+
+def _inner_of_rows(rows: Tensor) -> Tensor:
+    return _inner_along(rows, -1)
+
+
+def _inner_of_columns(rows: Tensor) -> Tensor:
+    return _inner_along(rows, -2)
+
+
+def _inner_along(rows: Tensor, axis: int) -> Tensor:
+    import torch
+
+    wide = rows.double()
+    return torch.stack([(wide * one).sum(axis, keepdim=True) for one in wide])

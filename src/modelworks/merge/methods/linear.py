@@ -1,0 +1,38 @@
+"""Linear: the weighted mean, or the weighted sum, of the models' weights."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from pydantic import Field, FiniteFloat
+
+from modelworks.core.errors import Problem
+from modelworks.merge.gram import mix
+from modelworks.merge.method import PER_MODEL, Method, Params, Piece
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class LinearParams(Params):
+    weight: FiniteFloat = Field(1.0, description="factor on a model; may be negative", json_schema_extra=PER_MODEL)
+    normalize: bool = Field(True, description="divide by the sum of the weights")
+
+
+def check_each(params: LinearParams, each: Sequence[LinearParams]) -> list[Problem]:
+    if params.normalize and not sum(its.weight for its in each):
+        return [Problem("weight", "the weights add up to 0, so there is no mean", "change one, or set normalize false")]
+    return []
+
+
+def combine(piece: Piece, params: LinearParams, each: Sequence[LinearParams]) -> Tensor:
+    """Average by weight: (w_1 e_1 + ... + w_M e_M) / (w_1 + ... + w_M) (Wortsman et al. 2022, arXiv:2203.05482)."""
+    weights = [its.weight for its in each]
+    total = mix(piece.models, weights)
+    return total.div_(sum(weights)) if params.normalize and sum(weights) != 1 else total
+
+
+LINEAR = Method(
+    "linear", LinearParams, combine, space="weights", check_each=check_each, paper="arXiv:2203.05482"
+)  # fmt: skip
