@@ -143,9 +143,13 @@ class _Engine:
         )
 
 
+def thread_count(pace: Pace) -> int:
+    return 1 if pace.device == "cuda" else pace.threads or min(_cores(), MOST_THREADS)
+
+
 def on_threads(pace: Pace, steps: list[Step], work: Callable[[Step], str], each_tensor: Callable[[str], None]) -> None:
     """Do the work of every step, and tell of each when it is done."""
-    threads = 1 if pace.device == "cuda" else pace.threads or min(_cores(), MOST_THREADS)
+    threads = thread_count(pace)
     if threads == 1:
         for step in steps:
             each_tensor(work(step))
