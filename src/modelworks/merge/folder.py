@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from modelworks.core.nouns import JsonObject, Parent
+from modelworks.merge.adapters import merge_adapters
 from modelworks.merge.card import write_card
 from modelworks.merge.engine import Pace, merge
 from modelworks.merge.findings import Findings
@@ -36,6 +37,8 @@ def merge_into(
 
     When this returns, everything is on the disk and the folder may be renamed to where it belongs.
     """
+    if plan.method.gives_adapter:
+        return merge_adapters(folder, plan, watch, pace, name, parents, recipe)
     journal = Journal(folder, _digest_of(plan, recipe))
     with CheckpointWriter(folder, [step.output for step in plan.steps], again=bool(journal.finished)) as writer:
         journal.writer = writer

@@ -8,19 +8,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
-from typing_extensions import TypeIs
-
 from modelworks.core.errors import Invalid, Problem
 from modelworks.weights.reader import Checkpoint, TensorInfo
 from modelworks.weights.safety import read_object
 
 if TYPE_CHECKING:
     import torch
+    from typing_extensions import TypeIs
 
 # Matrix products are always made in blocks of this many rows: a product's last bit can depend on its size, and so the
 # result would depend on the size of the pieces we stream.
 BLOCK_ROWS = 64
-_PREFIX = "base_model.model."
+PREFIX = "base_model.model."
 _PARTS = {  # ending of the name: (side of the product, transposed)
     ".lora_A.weight": ("right", False),
     ".lora_B.weight": ("left", False),
@@ -157,26 +156,27 @@ def find_changes(folder: Path, name: str, tensors: Mapping[str, TensorInfo]) -> 
     changes: dict[str, Change] = {}
     saved = config.get("modules_to_save") or []
     for key, info in tensors.items():
-        module, _, last = key.removeprefix(_PREFIX).rpartition(".")
-        if isinstance(saved, list) and any(module == part or module.endswith(f".{part}") for part in saved):
+        module, _, last = key.removeprefix(PREFIX).rpartition(".")
+        # By the end of the name, as PEFT does: "norm" means every input_layernorm as well.
+        if isinstance(saved, list) and ".lora_" not in key and module.endswith(tuple(map(str, saved))):
             changes[f"{module}.{last}"] = Saved(info)
             continue
-        if key.endswith(_MAGNITUDE) and key.startswith(_PREFIX):
+        if key.endswith(_MAGNITUDE) and key.startswith(PREFIX):
             continue  # found again from its factors
         ending = next((ending for ending in _PARTS if key.endswith(ending)), None)
-        if ending is None or not key.startswith(_PREFIX) or len(info.shape) != 2:
+        if ending is None or not key.startswith(PREFIX) or len(info.shape) != 2:
             problems.append(
                 Problem(name, f"{key} is not part of a plain LoRA", "train without it, or fold it in first")
             )
             continue
         side, transposed = _PARTS[ending]
-        sides.setdefault(key[len(_PREFIX) : -len(ending)], {})[side] = (info, transposed)
+        sides.setdefault(key[len(PREFIX) : -len(ending)], {})[side] = (info, transposed)
     for module, parts in sorted(sides.items()):
         if len(parts) != 2:
             problems.append(Problem(name, f"{module} has only one of its two factors", "the adapter is incomplete"))
             continue
         (left, transposed), (right, _) = parts["left"], parts["right"]
-        magnitude = tensors.get(f"{_PREFIX}{module}{_MAGNITUDE}")
+        magnitude = tensors.get(f"{PREFIX}{module}{_MAGNITUDE}")
         if transposed and magnitude is not None:
             problems.append(Problem(name, f"{module} is an embedding under DoRA", "fold it in with PEFT first"))
             continue

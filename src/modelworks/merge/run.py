@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import asdict
 
 from modelworks.core.context import JobContext
 from modelworks.core.nouns import Adapter, ArtifactKind, Draft, JsonObject, Model, Parent
+from modelworks.merge.adapters import AdapterFindings, adapter_facts
 from modelworks.merge.engine import Pace
 from modelworks.merge.folder import merge_into
 from modelworks.merge.plan import Plan, make_plan
@@ -15,8 +17,10 @@ from modelworks.weights.layout import inspect_model
 from modelworks.weights.loading import choose_device
 
 
-def run(spec: MergeSpec, job: JobContext, chunk_elements: int = 0) -> JsonObject:
-    """Merge and publish.
+def run(
+    spec: MergeSpec, job: JobContext, chunk_elements: int = 0, finish: Callable[[Draft], Draft] = lambda draft: draft
+) -> JsonObject:
+    """Merge and publish; `finish` has the last word on what is published, and may add files to its folder.
 
     Raises:
         Invalid: the models do not fit together, or the result is not finite.
@@ -30,19 +34,20 @@ def run(spec: MergeSpec, job: JobContext, chunk_elements: int = 0) -> JsonObject
     findings = merge_into(work, plan, job, pace, spec.published_name, parents, recipe)
     folder = job.stage("model")
     work.rename(folder)
-    job.publish(
-        Draft(
-            kind=ArtifactKind.MODEL,
-            name=spec.published_name,
-            folder=folder,
-            facts=asdict(inspect_model(folder)),
-            parents=parents,
-            recipe=recipe,
-            metrics={f"task_vector_norm/{model}": norm for model, norm in findings.norms().items()},
-            replace=spec.replace,
-        )
+    is_adapter = plan.method.gives_adapter
+    draft = Draft(
+        kind=ArtifactKind.ADAPTER if is_adapter else ArtifactKind.MODEL,
+        name=spec.published_name,
+        folder=folder,
+        facts=adapter_facts(plan, folder) if is_adapter else asdict(inspect_model(folder)),
+        parents=parents,
+        recipe=recipe,
+        metrics={f"task_vector_norm/{model}": norm for model, norm in findings.norms().items()},
+        replace=spec.replace,
     )
-    return {
+    job.publish(finish(draft))
+    factored = findings.as_json() if isinstance(findings, AdapterFindings) else {}
+    return factored | {
         "name": spec.published_name,
         "seconds": round(time.monotonic() - started, 3),
         "bytes": plan.size_bytes,

@@ -1,0 +1,26 @@
+"""LoRA compression: an adapter, or the exact sum of several, cut to a smaller rank with the least error."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from pydantic import Field, FiniteFloat
+
+from modelworks.merge.factors import Cut, Factors, Matrix, concatenate, recompress
+from modelworks.merge.method import PER_MODEL, Method
+
+
+class LoraCompressParams(Cut):
+    weight: FiniteFloat = Field(
+        1.0, description="factor on an adapter's change; may be negative", json_schema_extra=PER_MODEL
+    )
+
+
+def factor(matrix: Matrix, params: LoraCompressParams, each: Sequence[LoraCompressParams]) -> Factors:
+    """Keep the largest singular values of sum_i w_i s_i B_i A_i (Eckart and Young 1936)."""
+    return recompress(concatenate(matrix.factors(), [its.weight for its in each]), params)
+
+
+LORA_COMPRESS = Method(
+    "lora_compress", LoraCompressParams, factor=factor, space="delta", adapters_only=True, check=Cut.problems
+)
