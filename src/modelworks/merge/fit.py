@@ -10,8 +10,9 @@ from modelworks.core.config import count_gpus
 from modelworks.core.errors import Invalid, Problem
 from modelworks.core.nouns import Adapter, Model
 from modelworks.merge.layers import layer_count
-from modelworks.merge.lora import Change, find_changes
-from modelworks.merge.vocabulary import POLICIES, is_vocabulary
+from modelworks.merge.lora import Change, Saved, find_changes
+from modelworks.merge.tokenizer import POLICIES
+from modelworks.merge.vocabulary import is_vocabulary
 from modelworks.weights.reader import Checkpoint, TensorInfo
 from modelworks.weights.safety import PICKLES, read_object
 
@@ -121,6 +122,9 @@ def fit_adapter(name: str, adapter: Adapter, on: Expert | None, problems: list[P
         elif change.shape != tensors[key].shape:
             shapes = f"{list(change.shape)}, in {whose} it is {list(tensors[key].shape)}"
             found.append(Problem(name, f"changes {key} by shape {shapes}", remedy))
+    if on is not None and HEAD not in on.tensors and isinstance(changes.get(EMBEDDING), Saved):
+        what = f"brings its own {EMBEDDING}, which {on.model.name} uses for its head as well"
+        found.append(Problem(name, what, "write the base's head out as a tensor of its own first"))
     problems += [replace(problem, code=problem.code or "adapter_mismatch") for problem in found]
     return None if on is None else replace(on, adapter=adapter, changes=changes)
 

@@ -20,6 +20,7 @@ from modelworks.merge.layers import layer_count
 from modelworks.merge.pieces import Watch
 from modelworks.merge.plan import Plan
 from modelworks.merge.report import write_report
+from modelworks.merge.vocabulary import write_tokenizer
 from modelworks.weights.reader import INDEX
 from modelworks.weights.safety import read_object
 from modelworks.weights.writer import CheckpointWriter
@@ -115,3 +116,5 @@ def _copy_companions(plan: Plan, folder: Path) -> None:
         if isinstance(types, list):
             config["layer_types"] = (types * (layers // max(len(types), 1) + 1))[:layers]
     (folder / "config.json").write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n")
+    if plan.vocabulary is not None or plan.chat_template is not None:
+        write_tokenizer(folder, source, plan.vocabulary, plan.chat_template)

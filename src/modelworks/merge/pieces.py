@@ -59,8 +59,22 @@ class Pieces:
             yield span
 
     def stored(self, source: Source, start: int, stop: int) -> Tensor:
-        """A run of a model's elements as they are stored."""
+        """A run of a model's elements as they are stored; float32 where its rows are moved."""
+        if source.aligned is not None:
+            return self._aligned(source, start, stop, source.aligned)
         return self._open[self.plan.expert(source).model.path].read(source.tensor, start, stop)
+
+    def _aligned(self, source: Source, start: int, stop: int, name: str) -> Tensor:
+        vocabulary, experts = self.plan.vocabulary, (*filter(None, [self.plan.base]), *self.plan.experts)
+        assert vocabulary is not None
+
+        def stored(member: int, start: int, stop: int) -> Tensor:
+            model = experts[member]
+            return self._open[model.model.path].read(model.names[name], start, stop)
+
+        info = self.plan.expert(source).tensors[source.tensor]
+        member = source.expert + (self.plan.base is not None)
+        return vocabulary.read(member, info.elements // max(info.shape[0], 1), start, stop, stored)
 
     def values(self, source: Source, start: int, stop: int) -> Tensor:
         """A run of a model's full weights, without its adapter, in the method's precision."""

@@ -25,6 +25,8 @@ from modelworks.merge.lora import BLOCK_ROWS, not_low_rank
 from modelworks.merge.method import Method, Params, methods
 from modelworks.merge.settings import Settings
 from modelworks.merge.spec import MergeSpec, OutputDtype
+from modelworks.merge.tokenizer import choose_template
+from modelworks.merge.vocabulary import Vocabulary, is_vocabulary, plan_vocabulary, vocabulary_rows
 from modelworks.weights.reader import TensorInfo
 from modelworks.weights.writer import Planned
 
@@ -37,6 +39,8 @@ class Source:
 
     expert: int
     tensor: str
+    # The result's name of it, if its rows are put where the result's tokens are.
+    aligned: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +75,10 @@ class Plan:
     dtype: OutputDtype | None
     # What differs between the models without making the merge wrong.
     warnings: tuple[str, ...] = ()
+    # Whose tokens the result has; None: the frame's, as every model.
+    vocabulary: Vocabulary | None = None
+    # None: as it is with the tokenizer.
+    chat_template: str | None = None
 
     def expert(self, source: Source) -> Expert:
         found = self.base if source.expert == BASE else self.experts[source.expert]
@@ -114,6 +122,7 @@ def make_plan(spec: MergeSpec, inputs: Mapping[str, AnyArtifact]) -> Plan:
     if method is None or settings is None or frame is None or whole is None:
         excluded(spec.exclude_param_names_regex, {}, problems)
         raise _refusal(problems)
+    vocabulary, template = _tokens(spec, whole, experts, problems, warnings)
     # A method that rounds everything to bfloat16 has no more to give.
     dtype = spec.dtype if method.precision == "float32" else "bfloat16"
     if spec.dtype not in {None, dtype}:
@@ -122,7 +131,7 @@ def make_plan(spec: MergeSpec, inputs: Mapping[str, AnyArtifact]) -> Plan:
     left_out = excluded(spec.exclude_param_names_regex, {origin.name: origin for origin in laid_out}, problems)
     found = tuple(expert for expert in experts if expert is not None)
     base = whole if spec.base else None
-    steps = [_step(origin, whole, base, experts, settings, dtype, left_out) for origin in laid_out]
+    steps = [_step(origin, whole, base, experts, settings, dtype, left_out, vocabulary) for origin in laid_out]
     if method.adapters_only:
         problems += _no_adapters(spec, method, whole, experts)
     if method.gives_adapter and not problems:
@@ -133,7 +142,7 @@ def make_plan(spec: MergeSpec, inputs: Mapping[str, AnyArtifact]) -> Plan:
     if problems:
         raise _refusal(problems)
     made = tuple(step for step in steps if step is not None)
-    return Plan(method, frame, base, found, made, dtype, tuple(warnings))
+    return Plan(method, frame, base, found, made, dtype, tuple(dict.fromkeys(warnings)), vocabulary, template)
 
 
 def spans(shape: Sequence[int], chunk_elements: int) -> Iterator[tuple[int, int]]:
@@ -221,6 +230,26 @@ def _expert(
     return None
 
 
+def _tokens(
+    spec: MergeSpec,
+    frame: Expert,
+    experts: Sequence[Expert | None],
+    problems: list[Problem],
+    warnings: list[str],
+) -> tuple[Vocabulary | None, str | None]:
+    """Whose tokens the result has, and its chat template."""
+    whose = spec.base or spec.models[0].partition("+")[0]
+    members = [(whose, frame), *((name, expert) for name, expert in zip(spec.models, experts, strict=True) if expert)]
+    named = [(name, expert.model, vocabulary_rows(expert.tensors)) for name, expert in members]
+    vocabulary = plan_vocabulary(spec, named, problems, warnings)
+    for name, expert in members if vocabulary is not None and vocabulary.moves else ():
+        if changed := next(filter(is_vocabulary, expert.changes or ()), None):
+            what = f"changes {changed}, whose rows are moved"
+            problems.append(Problem(name, what, "fold the adapter into its base first", "tokenizer_conflict"))
+    folders = {name: model.path for name, model, _ in named}
+    return vocabulary, choose_template(spec.chat_template, folders, problems, warnings)
+
+
 def _no_adapters(
     spec: MergeSpec, method: Method[Any], frame: Expert, experts: Sequence[Expert | None]
 ) -> Iterator[Problem]:
@@ -254,20 +283,23 @@ def _step(
     settings: Settings,
     dtype: OutputDtype | None,
     left_out: set[str],
+    vocabulary: Vocabulary | None,
 ) -> Step | None:
     """None if something is wrong with it; what, is among the problems."""
     places = [place for place, _ in origin.parts]
     held = settings.at(origin.name, origin.depth, origin.params, list(zip(places, origin.part_params, strict=True)))
     if held is None:
         return None
-    sources = []
+    info: TensorInfo = frame.tensors[origin.base]
+    shape, aligned, sources = info.shape, None, []
+    if vocabulary is not None and vocabulary.moves and is_vocabulary(origin.name):
+        shape, aligned = (vocabulary.size, *shape[1:]), origin.name
     for place, name in origin.parts:
         expert = experts[place]
         if expert is None or name not in expert.names:
             return None
-        sources.append(Source(place, expert.names[name]))
-    info: TensorInfo = frame.tensors[origin.base]
+        sources.append(Source(place, expert.names[name], aligned))
     mergeable = info.dtype in MERGEABLE
-    output = Planned(origin.name, _DTYPES[dtype] if dtype and mergeable else info.dtype, info.shape)
+    output = Planned(origin.name, _DTYPES[dtype] if dtype and mergeable else info.dtype, shape)
     merged = mergeable and origin.name not in left_out
-    return Step(output, Source(BASE, origin.base) if base else None, tuple(sources), merged, *held)
+    return Step(output, Source(BASE, origin.base, aligned) if base else None, tuple(sources), merged, *held)
