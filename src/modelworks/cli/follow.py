@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any, Protocol
 
 import click
@@ -16,7 +16,7 @@ from modelworks.core.errors import ModelworksError, Problem
 
 if TYPE_CHECKING:
     from modelworks.app.services import Services
-    from modelworks.core.nouns import Event, Job
+    from modelworks.core.nouns import Event, Job, JsonObject
 
 LOOK_SECONDS = 0.1
 # Where nobody watches a bar move, a line now and then is enough.
@@ -34,7 +34,7 @@ def wait_for(session: Session, job: Job, *, each_event: bool = False) -> Job:
     if job.state.is_final:
         return job
     app.start_worker()
-    reporter, running = _reporter(session, job, each_event=each_event)
+    reporter, running = _reporter(session, job.kind, each_event=each_event)
     try:
         with running:
             for event in stream(app.services, job.id):
@@ -111,15 +111,26 @@ def _count(body: dict[str, Any], between: str) -> str:
     return f"{between.join(render.text_of(body[key]) for key in ('done', 'total'))} {body['unit']}"
 
 
-def _reporter(session: Session, job: Job, *, each_event: bool) -> tuple[Reporter, AbstractContextManager[object]]:
+@contextmanager
+def show_progress(session: Session, kind: str) -> Iterator[Callable[[JsonObject], None]]:
+    """Show how far work of this process is, as if it were a job's."""
+    from modelworks.core.clock import now
+    from modelworks.core.nouns import Event, EventType
+
+    reporter, running = _reporter(session, kind, each_event=False)
+    with running:
+        yield lambda body: reporter.tell(Event(job_id="", seq=0, at=now(), type=EventType.PROGRESS, body=body))
+
+
+def _reporter(session: Session, kind: str, *, each_event: bool) -> tuple[Reporter, AbstractContextManager[object]]:
     if each_event:
         return _EachEvent(as_json=session.json), nullcontext()
     if session.quiet:
         return _Nothing(), nullcontext()
     if sys.stderr.isatty():
-        bar = _Bar(job.kind)
+        bar = _Bar(kind)
         return bar, bar.progress
-    return _Lines(job.kind), nullcontext()
+    return _Lines(kind), nullcontext()
 
 
 class _Nothing:

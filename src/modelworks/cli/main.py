@@ -6,11 +6,12 @@ import json
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 
 import click
 
 import modelworks
-from modelworks.cli import host, jobs, merging, run, serving, show, talk
+from modelworks.cli import host, jobs, merging, run, searching, serving, show, talk
 from modelworks.cli.options import Group, Session
 from modelworks.core import errors
 
@@ -49,6 +50,7 @@ for command in (
     cli.add_command(command)
 for command in (serving.list_served, serving.load_model, serving.unload_model):
     show.models.add_command(command)
+merging.merge.add_command(searching.search)
 
 
 def run_command(arguments: Sequence[str]) -> int:
@@ -99,4 +101,11 @@ def _head(message: str, problems: tuple[errors.Problem, ...]) -> str:
 
 
 def main() -> None:
-    sys.exit(run_command(sys.argv[1:]))
+    code = run_command(sys.argv[1:])
+    if "torch" not in sys.modules:
+        sys.exit(code)
+    # Taking torch apart object by object takes longer than a small merge.
+    with suppress(OSError):
+        sys.stdout.flush()
+        sys.stderr.flush()
+    os._exit(code)

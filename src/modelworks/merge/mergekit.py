@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field
@@ -25,6 +25,7 @@ from modelworks.merge.mergekit_methods import (
 )
 from modelworks.merge.method import Method, methods
 
+_OUR_KEYS = {"device", "exclude_param_names_regex", "name", "output_dir", "replace", "report", "strict"}
 DTYPES = {"float32", "float16", "bfloat16"}
 CHATML = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}"
@@ -42,17 +43,22 @@ class Translation:
     notes: tuple[str, ...]
 
 
-def is_mergekit(body: Mapping[str, object]) -> bool:
+def is_mergekit(body: Mapping[str, Any]) -> bool:
     return "merge_method" in body
 
 
-def translate(body: Mapping[str, object]) -> Translation:
+def translate(body: Mapping[str, Any]) -> Translation:
     """Read a mergekit configuration; our result has the tensors that mergekit makes with `dtype: float32`.
+
+    Beside its keys there may be those of ours that say nothing of the tensors, e.g. `name` and `device`.
 
     Raises:
         Invalid: with one Problem for each thing that is wrong, at its key path.
     """
-    return _Translator(parse_spec(_File, body, where="mergekit file")).translated()
+    ours = {key: value for key, value in body.items() if key in _OUR_KEYS}
+    theirs = {key: value for key, value in body.items() if key not in _OUR_KEYS}
+    found = _Translator(parse_spec(_File, theirs, where="mergekit file")).translated()
+    return replace(found, body=found.body | ours)
 
 
 def _reference(value: object) -> object:
@@ -99,7 +105,6 @@ class _File(Spec):
     tokenizer_source: str | None = None
     tokenizer: dict[str, Any] | None = None
     chat_template: str | None = None
-    name: str | None = None
 
 
 class _Translator:
@@ -293,8 +298,6 @@ class _Translator:
             )
         if file.chat_template:
             found["chat_template"] = CHATML if file.chat_template == "chatml" else file.chat_template
-        if file.name:
-            found["name"] = file.name
         return found
 
     def _tell(self, where: str, what: str, remedy: str) -> None:

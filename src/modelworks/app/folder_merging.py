@@ -1,0 +1,179 @@
+"""Merges of folders into a folder: no server, no job, and no workspace is needed."""
+
+from __future__ import annotations
+
+import gc
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from modelworks.app.folders import find_inputs, workspace
+from modelworks.core.config import Settings
+from modelworks.core.errors import Cancelled, Conflict, Invalid, OutOfSpace, Problem
+from modelworks.core.nouns import JsonObject
+from modelworks.core.spec import parse_spec
+from modelworks.merge.engine import Pace
+from modelworks.merge.estimate import Estimate, estimate
+from modelworks.merge.folder import JOURNAL, merge_into
+from modelworks.merge.mergekit import is_mergekit, translate
+from modelworks.merge.plan import Plan, make_plan
+from modelworks.merge.run import parents_of
+from modelworks.merge.spec import MergeSpec
+
+Progress = Callable[[JsonObject], None]
+
+
+@dataclass(frozen=True)
+class FolderMerge:
+    """A merge that was found sound by headers alone, and what there is to say of it."""
+
+    spec: MergeSpec
+    plan: Plan
+    notes: tuple[str, ...]
+    estimate: Estimate
+
+
+def read_merge(body: Mapping[str, Any]) -> tuple[JsonObject, tuple[str, ...]]:
+    """A MergeSpec's body, of ours or of mergekit's file, and what of the file has no effect."""
+    if not is_mergekit(body):
+        return dict(body), ()
+    found = translate(body)
+    return found.body, found.notes
+
+
+def plan_folders(body: Mapping[str, Any], settings: Settings, threads: int = 0) -> FolderMerge:
+    """Check everything, and say what a merge of folders (or of names in the workspace) would do.
+
+    Raises:
+        Invalid: with one Problem for each thing that is wrong.
+        NotFound: likewise, for names that mean nothing.
+    """
+    told, notes = read_merge(body)
+    spec = parse_spec(MergeSpec, told, where="merge")
+    inputs, doubts = find_inputs(spec.names, _laid_on(spec), workspace(settings))
+    plan = make_plan(spec, inputs)
+    return FolderMerge(spec, plan, (*notes, *doubts), estimate(plan, threads, spec.device))
+
+
+def merge_folders(
+    merge: FolderMerge, out: Path, progress: Progress, stopped: Callable[[], bool], *, threads: int, overwrite: bool
+) -> JsonObject:
+    """Merge into OUT, which appears when it is whole; until then there is OUT.partial, in which a killed merge goes on.
+
+    Raises:
+        Conflict: OUT is there, and is not to be overwritten.
+        OutOfSpace: the disk cannot hold the result.
+        Cancelled: `stopped` says so; nothing is left behind.
+    """
+    started = time.monotonic()
+    out = out.expanduser().absolute()
+    partial = out.with_name(f"{out.name}.partial")
+    _check_place(out, partial, merge, overwrite=overwrite)
+    _load_torch()
+    from modelworks.weights.loading import choose_device
+
+    pace = Pace(choose_device(merge.spec.device), threads=threads, report=merge.spec.report)
+    recipe: JsonObject = {"kind": "merge", "spec": merge.spec.model_dump(mode="json", exclude_defaults=True)}
+    watch = _Watch(progress, stopped)
+    try:
+        parents = parents_of(merge.spec, merge.plan)
+        findings = merge_into(partial, merge.plan, watch, pace, out.name, parents, recipe)
+    except Cancelled:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+    _publish(partial, out)
+    return {
+        "out": str(out),
+        "method": merge.plan.method.name,
+        "tensors": len(merge.plan.steps),
+        "tensors_merged": sum(step.merged for step in merge.plan.steps),
+        "bytes": merge.plan.size_bytes,
+        "seconds": round(time.monotonic() - started, 3),
+        "task_vector_norms": dict(findings.norms()),
+        "cosines": dict(findings.cosines()),
+    }
+
+
+class _Watch:
+    def __init__(self, progress: Progress, stopped: Callable[[], bool]) -> None:
+        self._tell, self._stopped = progress, stopped
+        self._started = time.monotonic()
+
+    def check(self) -> None:
+        if self._stopped():
+            raise Cancelled
+
+    def progress(self, done: float, total: float, unit: str, **facts: str | float) -> None:
+        self.check()
+        passed = time.monotonic() - self._started
+        left: JsonObject = {"eta_seconds": round(passed * (total - done) / done, 1)} if done else {}
+        self._tell({"done": done, "total": total, "unit": unit, **left, **facts})
+
+
+def _laid_on(spec: MergeSpec) -> dict[str, str]:
+    """For what may be an adapter, the model that it is laid upon."""
+    pairs = [name.partition("+") for name in spec.models]
+    return {second or first: first if second else spec.base or "" for first, _, second in pairs}
+
+
+def _load_torch() -> None:
+    """Import torch a fifth faster: none of the many objects that it makes is garbage."""
+    gc.disable()
+    import torch  # noqa: F401  for what imports it later
+
+    gc.freeze()
+    gc.enable()
+
+
+def _check_place(out: Path, partial: Path, merge: FolderMerge, *, overwrite: bool) -> None:
+    problems = [
+        Problem(str(out), f"lies in {name} or holds it, which is merged", "choose another folder with --out")
+        for name, folder in _folders(merge)
+        if _overlap(out.resolve(), folder)
+    ]
+    if problems:
+        raise Invalid(f"--out {'; '.join(map(str, problems))}", problems=tuple(problems))
+    if out.is_symlink() or out.is_file() or (out.is_dir() and any(out.iterdir())):
+        ours = out.is_dir() and any((out / name).is_file() for name in ("config.json", "adapter_config.json"))
+        if not overwrite or not ours:
+            remedy = "say --overwrite" if ours else "it is no model's folder, so it is never overwritten"
+            raise Conflict(f"{out} exists already; choose another folder, or {remedy}")
+    if partial.exists() and not (partial / JOURNAL).is_file():
+        raise Conflict(f"{partial} exists, and no merge can go on in it; remove it, or choose another --out")
+    place = next(folder for folder in out.parents if folder.is_dir())
+    stats = os.statvfs(place)
+    free = stats.f_bavail * stats.f_frsize + sum(_on_disk(file) for file in partial.glob("*.safetensors"))
+    if merge.estimate.bytes_written > free:
+        raise OutOfSpace(
+            f"{place} has {free / 1e9:.1f} GB free, {merge.estimate.bytes_written / 1e9:.1f} GB are needed; make room"
+        )
+    out.parent.mkdir(parents=True, exist_ok=True)
+
+
+def _folders(merge: FolderMerge) -> Iterable[tuple[str, Path]]:
+    yield merge.plan.frame.name, merge.plan.frame.path
+    for expert in merge.plan.experts:
+        yield expert.artifact.name, expert.artifact.path
+        yield expert.model.name, expert.model.path
+
+
+def _overlap(one: Path, other: Path) -> bool:
+    return one.is_relative_to(other) or other.is_relative_to(one)
+
+
+def _on_disk(file: Path) -> int:
+    return file.stat().st_blocks * 512
+
+
+def _publish(partial: Path, out: Path) -> None:
+    """Put the result in its place by one rename; what it replaces is there until then."""
+    before = out.with_name(f"{out.name}.replaced")
+    if out.is_dir() and any(out.iterdir()):
+        shutil.rmtree(before, ignore_errors=True)
+        out.rename(before)
+    partial.rename(out)
+    shutil.rmtree(before, ignore_errors=True)
