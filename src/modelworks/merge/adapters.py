@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
@@ -96,12 +95,10 @@ class AdapterFindings(Findings):
 def merge_adapters(
     folder: Path, plan: Plan, watch: Watch, pace: Pace, name: str, parents: Sequence[Parent], recipe: JsonObject
 ) -> AdapterFindings:
-    """Write an adapter into `folder`, which is made anew; when this returns, everything is on the disk.
+    """Write an adapter into the empty `folder`; when this returns, everything is on the disk.
 
     Every thread holds one matrix in full where the models are full ones; of adapters only the factors.
     """
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
     work = _Work(plan, watch, pace)
     with one_thread_each(), ExitStack() as stack:
         work.stack = stack

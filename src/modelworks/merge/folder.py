@@ -38,9 +38,11 @@ def merge_into(
 
     When this returns, everything is on the disk and the folder may be renamed to where it belongs.
     """
-    if plan.method.gives_adapter:
-        return merge_adapters(folder, plan, watch, pace, name, parents, recipe)
     journal = Journal(folder, _digest_of(plan, recipe))
+    if plan.method.gives_adapter:
+        found = merge_adapters(folder, plan, watch, pace, name, parents, recipe)
+        journal.remove()
+        return found
     with CheckpointWriter(folder, [step.output for step in plan.steps], again=bool(journal.finished)) as writer:
         journal.writer = writer
         findings = merge(plan, writer, watch, pace, frozenset(journal.finished), journal.note)

@@ -115,9 +115,14 @@ def test_an_adapter_is_no_base(tmp_path: Path, inputs: dict[str, Model]) -> None
 
 @pytest.mark.parametrize(
     ("options", "word"),
-    [({"use_dora": True}, "use_dora"), ({"modules_to_save": ["o_proj"]}, "modules_to_save")],
+    [
+        ({"init_lora_weights": "olora"}, "changes the base's own weights"),
+        ({"modules_to_save": ["embed_tokens"]}, "uses for its head as well"),
+        ({"targets": ("embed_tokens",), "use_dora": True}, "an embedding under DoRA"),
+    ],
 )
-def test_what_is_more_than_a_plain_lora_is_refused(
+@pytest.mark.filterwarnings("ignore:Model has `tie_word_embeddings:UserWarning")
+def test_what_cannot_be_folded_in_is_refused(
     tmp_path: Path, inputs: dict[str, Model], options: dict[str, Any], word: str
 ) -> None:
     base = inputs["base"]
