@@ -1,0 +1,191 @@
+"""The largest changes of a tensor, exactly that many: found by counting bit patterns, without sorting or holding it."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypeAlias
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from modelworks.merge.method import Piece, TensorLook
+
+# What is kept of the changes in a piece: (M, N) float32 of its own, 0 where a change is dropped.
+Keep: TypeAlias = "Callable[[Piece], Tensor]"
+
+# Of a float32 without its sign, as whole numbers in the order of the magnitudes: 15 upper and 16 lower bits.
+_UPPER, _LOWER = 1 << 15, 1 << 16
+
+
+@dataclass(frozen=True, slots=True)
+class Cut:
+    """Where the magnitudes of a tensor are cut in two: above and below.
+
+    Those equal to the threshold are above up to element `place` and below behind it, or the reverse.
+    """
+
+    threshold: float
+    place: int
+    first_above: bool
+
+    def above(self, row: Tensor, start: int, out: Tensor) -> None:
+        """Copy what is above to `out`, the rest as zeros; `start` is the place of the row's first element."""
+        import torch
+
+        head = min(max(self.place + 1 - start, 0), len(row))
+        bounds = (_before(self.threshold), self.threshold)
+        parts = (slice(head), slice(head, None))
+        for part, bound in zip(parts, bounds if self.first_above else bounds[::-1], strict=True):
+            torch.ops.aten.hardshrink.out(row[part], bound, out=out[part])  # 0 unless |x| > bound
+
+
+def keep_largest(look: TensorLook, densities: Sequence[float]) -> Keep:
+    """Of each model's changes the density * size largest, at least one; of equal ones the first."""
+    size = look.size
+    below = [size - max(1, int(density * size)) if density > 0 else size for density in densities]
+    cuts = iter(find_cuts(look, [(row, count) for row, count in enumerate(below) if 0 < count < size], True))
+    each = [next(cuts) if 0 < count < size else None for count in below]
+    return lambda piece: _between(piece, [(low, None) for low in each], [count < size for count in below])
+
+
+def keep_middle(look: TensorLook, densities: Sequence[float], gammas: Sequence[float]) -> Keep:
+    """As many of each model's changes, but for the gamma * size largest; of equal ones, those behind are the larger."""
+    size = look.size
+    spans = []
+    for density, gamma in zip(densities, gammas, strict=True):
+        count = int(density * size)
+        low = max(0, size - count - int(gamma * size))
+        spans.append((low, low + count) if density < 1 else (0, size))
+    wanted = [(row, count) for row, span in enumerate(spans) for count in span if 0 < count < size]
+    found = dict(zip(wanted, find_cuts(look, wanted, False), strict=True))
+    cuts = [(found.get((row, low)), found.get((row, high))) for row, (low, high) in enumerate(spans)]
+    return lambda piece: _between(piece, cuts, [low < high for low, high in spans])
+
+
+def _between(piece: Piece, cuts: Sequence[tuple[Cut | None, Cut | None]], any_kept: Sequence[bool]) -> Tensor:
+    """What is above each row's first cut and not above its second."""
+    import torch
+
+    kept = torch.empty_like(piece.deltas)
+    for row, out, (low, high), some in zip(piece.deltas, kept, cuts, any_kept, strict=True):
+        if not some:
+            out.zero_()
+        elif low is None:
+            out.copy_(row)
+        else:
+            low.above(row, piece.start, out)
+        if some and high is not None:
+            dropped = torch.empty_like(row)
+            high.above(out, piece.start, dropped)
+            out -= dropped
+    return kept
+
+
+def find_cuts(look: TensorLook, wanted: Sequence[tuple[int, int]], first_above: bool) -> list[Cut]:
+    """Cut so that exactly `count` elements of `row` are below, for each (row, count) that is wanted.
+
+    Reads the tensor three times; the third time only up to the last place that it looks for.
+
+    Args:
+        wanted: counts from 1 to the tensor's size - 1.
+        first_above: whether of equal magnitudes the first elements are above.
+    """
+    if not wanted:
+        return []
+    upper = _count_upper(look)
+    bins = [_descend(upper[row], count) for row, count in wanted]
+    lower = _count_lower(look, [(row, upper_bits) for (row, _), (upper_bits, _) in zip(wanted, bins, strict=True)])
+    patterns, splits = [], []
+    for (row, _), (upper_bits, rest), counts in zip(wanted, bins, lower, strict=True):
+        lower_bits, below = _descend(counts, rest)
+        patterns.append(upper_bits * _LOWER + lower_bits)
+        first = int(counts[lower_bits]) - below if first_above else below
+        # If all that are equal are above, or are zeros, it does not matter where they are.
+        splits.append((row, patterns[-1], first if below and patterns[-1] else 0))
+    nowhere = look.size if first_above else -1
+    places = [nowhere if place is None else place for place in _find_places(look, splits)]
+    return [Cut(_value(pattern), place, first_above) for pattern, place in zip(patterns, places, strict=True)]
+
+
+def _count_upper(look: TensorLook) -> Tensor:
+    """How often each pattern of upper bits occurs in each row, as (M, 32768)."""
+    import torch
+
+    total: Tensor | None = None
+    for piece in look.pieces():
+        upper = _patterns(piece.deltas).bitwise_right_shift_(16)
+        counts = torch.stack([torch.bincount(row, minlength=_UPPER) for row in upper])
+        total = counts if total is None else total.add_(counts)
+    if total is None:
+        raise ValueError(f"{look.name}: there is nothing to count")
+    return total
+
+
+def _count_lower(look: TensorLook, bins: Sequence[tuple[int, int]]) -> list[Tensor]:
+    """How often each pattern of lower bits occurs among a row's elements of the given upper bits."""
+    import torch
+
+    totals: list[Tensor] = []
+    for piece in look.pieces():
+        patterns = _patterns(piece.deltas)
+        upper = patterns.bitwise_right_shift(16)
+        found = [
+            torch.bincount(patterns[row][_where(upper[row], bits)].bitwise_and_(_LOWER - 1), minlength=_LOWER)
+            for row, bits in bins
+        ]
+        totals = [total.add_(counts) for total, counts in zip(totals, found, strict=True)] if totals else found
+    return totals
+
+
+def _find_places(look: TensorLook, wanted: Sequence[tuple[int, int, int]]) -> list[int | None]:
+    """Where the count-th element of that pattern is, for each (row, pattern, count); None for a count of 0."""
+    places: list[int | None] = [None] * len(wanted)
+    left = {index: count for index, (_, _, count) in enumerate(wanted) if count}
+    for piece in look.pieces() if left else ():
+        patterns = _patterns(piece.deltas)
+        for index, count in list(left.items()):
+            row, pattern, _ = wanted[index]
+            found = _where(patterns[row], pattern)
+            left[index] -= len(found)
+            if left[index] <= 0:
+                places[index] = piece.start + int(found[count - 1])
+                del left[index]
+        if not left:
+            break
+    return places
+
+
+def _descend(counts: Tensor, below: int) -> tuple[int, int]:
+    """The pattern of the first element above, and how many elements of that pattern are below."""
+    import torch
+
+    sums = counts.cumsum(0)
+    pattern = int(torch.searchsorted(sums, torch.tensor([below], device=sums.device), right=True))
+    return pattern, below - int(sums[pattern] - counts[pattern])
+
+
+def _patterns(rows: Tensor) -> Tensor:
+    import torch
+
+    return rows.abs().view(torch.int32)
+
+
+def _where(row: Tensor, value: int) -> Tensor:
+    import torch
+
+    if row.is_cpu:  # numpy finds them several times faster
+        import numpy as np
+
+        return torch.from_numpy(np.flatnonzero(row.numpy() == value))
+    return torch.nonzero(row == value).view(-1)
+
+
+def _value(pattern: int) -> float:
+    return float(struct.unpack("<f", struct.pack("<i", pattern))[0])
+
+
+def _before(magnitude: float) -> float:
+    """The next smaller float32; 0 for 0."""
+    return _value(max(struct.unpack("<i", struct.pack("<f", magnitude))[0] - 1, 0))
