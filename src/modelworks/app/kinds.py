@@ -12,6 +12,7 @@ from modelworks.core.registry import choose
 from modelworks.core.spec import Spec
 from modelworks.evaluate.spec import EvaluateSpec
 from modelworks.merge.spec import MergeSpec
+from modelworks.search.spec import SearchSpec
 from modelworks.train.spec import TrainSpec
 from modelworks.weights.pull import PullSpec, published_name
 
@@ -72,6 +73,18 @@ def _run_evaluate(spec: EvaluateSpec, job: JobContext) -> JsonObject:
     return run(spec, job)
 
 
+def _check_search(spec: SearchSpec, inputs: Inputs) -> None:
+    from modelworks.search.plan import check
+
+    check(spec, inputs)
+
+
+def _run_search(spec: SearchSpec, job: JobContext) -> JsonObject:
+    from modelworks.search.run import run
+
+    return run(spec, job)
+
+
 def _check_pull(spec: PullSpec, _inputs: Inputs) -> None:
     from modelworks.weights.pull import check
 
@@ -113,6 +126,17 @@ KINDS: Mapping[str, JobKind[Any]] = {
             needs=_compute,
             output_name=lambda spec: spec.published_name,
             space=lambda _spec, inputs: max(item.size_bytes for item in inputs.values()),
+        ),
+        JobKind(
+            name="search",
+            spec=SearchSpec,
+            names=lambda spec: {"models": spec.recipe.names, "datasets": spec.datasets},
+            check=_check_search,
+            run=_run_search,
+            needs=lambda spec, slots: _compute(spec.recipe, slots),
+            output_name=lambda spec: spec.published_name,
+            # A result of other shapes than its models' is written once more, to be measured in.
+            space=lambda _spec, inputs: 2 * max(item.size_bytes for item in inputs.values()),
         ),
         JobKind(
             name="evaluate",

@@ -58,13 +58,13 @@ def show_job(session: Session, job_id: str) -> None:
     if job.error is not None:
         facts |= {"error": f"{job.error.message} ({job.error.code})", "problems": "\n".join(job.error.problems)}
     result = job.result or {}
-    is_table = job.kind == "evaluate" and bool(result)
+    table = {"evaluate": render.evaluation, "search": render.leaderboard}.get(job.kind) if result else None
     facts |= {f"spec.{key}": value for key, value in job.spec.items()}
-    facts |= {} if is_table else {f"result.{key}": value for key, value in result.items()}
+    facts |= {} if table else {f"result.{key}": value for key, value in result.items()}
     render.print_facts(facts)
-    if is_table:
+    if table:
         click.echo()
-        render.print_table(*render.evaluation(result))
+        render.print_table(*table(result))
 
 
 @jobs.command(name="logs", example="modelworks jobs logs JOB --follow")

@@ -141,6 +141,22 @@ def evaluation(result: Mapping[str, Any]) -> tuple[list[str], list[list[object]]
     return headings, lines
 
 
+def leaderboard(result: Mapping[str, Any]) -> tuple[list[str], list[list[object]]]:
+    """The table of a search: a line for each trial, best first; what it met, where, and how long it took."""
+    rows = result["leaderboard"]
+    goals = [goal["name"] for goal in result["goals"]]
+    paths = list(dict.fromkeys(path for row in rows for path in row["point"]))
+    front = ["front"] if len(goals) > 1 else []
+    headings = ["rank", "trial", *goals, *front, *paths, "seconds", ""]
+    lines = [
+        [row["rank"], row["trial"], *(row["goals"][goal] for goal in goals), *(row[f"on_{name}"] for name in front),
+         *(row["point"].get(path) for path in paths), row["seconds"],
+         row.get("problem") or ("the recipe as it stands" if row["trial"] == 0 else "")]
+        for row in rows
+    ]  # fmt: skip
+    return headings, lines
+
+
 def lineage(node: LineageNode) -> Tree:
     """A family tree: under each artifact what it was made from."""
     from rich.tree import Tree

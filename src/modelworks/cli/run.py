@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 Decorated = Callable[..., Any]
 # Parts of a result that only JSON shows: too long for a summary, or shown in their own way.
-LONG = ("rows", "columns", "samples")
+LONG = ("rows", "columns", "samples", "picture")
 
 
 def waiting_options(command: Decorated) -> Decorated:
@@ -132,11 +132,18 @@ def _tell_queued(session: Session, job: Job) -> None:
 
 def print_outcome(job: Job) -> None:
     """What a job that ended well has brought."""
-    result = job.result or {}
+    result: dict[str, Any] = job.result or {}
     if job.kind == "evaluate":
         headings, rows = render.evaluation(result)
         render.print_table(headings, rows)
         return
+    if job.kind == "search":
+        render.print_table(*render.leaderboard(result))
+        click.echo()
+        for where, told in (("rows it was chosen on", "chosen_on"), ("rows it was not chosen on", "held_out")):
+            before, after = (result[told][which] for which in ("recipe", "winner"))
+            click.echo(f"{where}: recipe {render.text_of(before)}; best {render.text_of(after)}")
+        click.echo()
     took = (job.finished_at - job.started_at).total_seconds() if job.finished_at and job.started_at else 0.0
     name = str(job.spec.get("name"))
     shown = {key: value for key, value in result.items() if key not in LONG and not isinstance(value, dict | list)}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 import types
 import typing
@@ -57,8 +58,8 @@ def option_of(name: str, field: FieldInfo) -> click.Option:
     help_text = (field.description or "").strip()
     if _is(field, bool):
         return click.Option([f"{flag}/--no-{flag[2:]}", name], default=None, help=help_text)
+    flags = [flag, *([flag[:-1]] if flag.endswith("s") else [])]
     if _is(field, dict):
-        flags = [flag, *([flag[:-1]] if flag.endswith("s") else [])]
         return click.Option([*flags, name], multiple=True, metavar="KEY=VALUE", help=f"{help_text}; repeat for more")
     several = _is(field, tuple)
     choices = _choices(field)
@@ -67,7 +68,8 @@ def option_of(name: str, field: FieldInfo) -> click.Option:
         help_text += f"  [default: {_as_text(field.get_default(call_default_factory=True))}]"
     elif field.is_required():
         help_text += "  [required]"
-    return click.Option([flag, name], multiple=several, metavar=f"{shown}..." if several else shown, help=help_text)
+    named = flags if several else [flag]
+    return click.Option([*named, name], multiple=several, metavar=f"{shown}..." if several else shown, help=help_text)
 
 
 def values_of(
@@ -120,13 +122,15 @@ def _pairs(name: str, field: FieldInfo, texts: Sequence[str]) -> dict[str, objec
 
     pairs: dict[str, object] = {}
     plain = _is_text_map(field)
+    # YAML 1.1 reads 0:1.5 as minutes and seconds; here it is a range.
+    kept = re.compile(r"[-+.\d]+:[-+.\d]+")
     for text in texts:
         for part in text.split(",") if plain else [text]:
             key, equals, value = part.partition("=")
             if not equals or not key.strip():
                 raise Invalid(f"--{name.replace('_', '-')}: {part!r} is not KEY=VALUE")
             try:
-                pairs[key.strip()] = value if plain else yaml.safe_load(value)
+                pairs[key.strip()] = value if plain or kept.fullmatch(value) else yaml.safe_load(value)
             except yaml.YAMLError:
                 pairs[key.strip()] = value
     return pairs
