@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
-from modelworks.merge.method import Piece
+from modelworks.merge.method import Method, Piece
 
 Rows = Sequence[Sequence[float]]
 
@@ -49,3 +50,23 @@ class Looked:
             stop = min(start + self.elements, self.size)
             base = None if self.base is None else self.base[start:stop]
             yield Piece(self.name, self.shape, start, base, self.models[:, start:stop])
+
+
+def merged(
+    method: Method[Any],
+    models: Sequence[torch.Tensor],
+    base: torch.Tensor | None = None,
+    params: Mapping[str, Any] = {},
+    weights: Sequence[float] = (),
+    elements: int = 1 << 18,
+) -> torch.Tensor:
+    """What becomes of a tensor, given whole, when it is merged in pieces of so many elements."""
+    shape = models[0].shape
+    flat = None if base is None else base.float().flatten()
+    look = Looked(torch.stack(list(models)).float().flatten(1), flat, whole_shape=tuple(shape))
+    look.elements = look.size if method.whole else elements
+    shared = method.params_type.model_validate(params)
+    own = [{"weight": weight} for weight in weights] or [{}] * len(models)
+    combine = method.begin(look, shared, [method.params_type.model_validate({**params, **each}) for each in own])
+    parts = [combine(piece) + (piece.base if method.space == "delta" else 0) for piece in look.pieces()]
+    return torch.cat(parts).view(shape)
