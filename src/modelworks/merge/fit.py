@@ -13,6 +13,7 @@ from modelworks.merge.layers import layer_count
 from modelworks.merge.lora import Change, Saved, find_changes
 from modelworks.merge.tokenizer import POLICIES
 from modelworks.merge.vocabulary import is_vocabulary
+from modelworks.weights.gguf_checkpoint import LINK, open_weights
 from modelworks.weights.reader import Checkpoint, TensorInfo
 from modelworks.weights.safety import PICKLES, read_object
 
@@ -29,6 +30,8 @@ _PACKED_FILES = ("quantize_config.json", "quant_config.json")
 _PACKED_TENSORS = (
     ".qweight", ".qzeros", ".weight_packed", ".weight_scale", ".weight_scale_inv", ".absmax", ".quant_map", ".SCB",
 )  # fmt: skip
+# Of NVIDIA, AMD and Windows below; the driver may not list its GPUs in a container.
+GPU_DEVICES = ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg")
 # Of each kind, so that one model does not drown the others.
 _MOST_NAMED = 5
 
@@ -58,16 +61,14 @@ def sound_model(name: str, model: Model, problems: list[Problem]) -> Expert | No
     if problem is None:
         try:
             config = config_of(model)
-            with Checkpoint.open(folder) as checkpoint:
+            with open_weights(folder) as checkpoint:
                 tensors = checkpoint.tensors
             problem = _packing(name, folder, tensors)
         except (Invalid, OSError) as error:
             problem = _damage(name, error)
-    if problem is not None:
-        problems.append(problem)
-        return None
-    problems += _contradictions(name, config, tensors)
-    return Expert(model, {key: key for key in tensors}, tensors)
+    found = [problem] if problem is not None else list(_contradictions(name, config, tensors))
+    problems += found
+    return None if found else Expert(model, {key: key for key in tensors}, tensors)
 
 
 def fit_model(
@@ -131,11 +132,7 @@ def fit_adapter(name: str, adapter: Adapter, on: Expert | None, problems: list[P
 
 def device_problem(device: str) -> Problem | None:
     """Whether there is no GPU though one is asked for; torch, which knows it exactly, is not loaded for this."""
-    if (
-        device != "cuda"
-        or count_gpus()
-        or any(Path(path).exists() for path in ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg"))
-    ):
+    if device != "cuda" or count_gpus() or any(Path(path).exists() for path in GPU_DEVICES):
         return None
     return Problem("device", "cuda is asked for, and there is no GPU here", "choose auto or cpu", "no_device")
 
@@ -148,11 +145,11 @@ def _other_format(name: str, folder: Path) -> Problem | None:
     suffixes = {file.suffix.lower(): file.name for file in files}
     if (folder / "adapter_config.json").is_file() and not (folder / "config.json").is_file():
         return Problem(name, "is an adapter, not a full model", "name its base as well", "adapter_mismatch")
-    if ".safetensors" in suffixes:
+    if ".safetensors" in suffixes or (folder / LINK).is_symlink():
         return None
     if ".gguf" in suffixes:
         return Problem(
-            name, f"{suffixes['.gguf']} is GGUF, whose weights are packed", "use the full weights", "quantised"
+            name, f"{suffixes['.gguf']} is GGUF, whose weights are packed", "name the file itself", "quantised"
         )
     if pickles := sorted(PICKLES & suffixes.keys()):
         what = f"{suffixes[pickles[0]]} is a pickle, which can run code when it is read"
@@ -265,4 +262,4 @@ def excluded(patterns: Sequence[str], tensors: Mapping[str, object], problems: l
 
 
 def weight_files(folder: Path) -> list[Path]:
-    return sorted(folder.glob("*.safetensors"))
+    return sorted(file.resolve() for file in (*folder.glob("*.safetensors"), *folder.glob(LINK)))
