@@ -92,15 +92,19 @@ def _inner(rows: Tensor) -> Tensor:
 
 
 def _inner_of_rows(rows: Tensor) -> Tensor:
-    return _inner_along(rows, -1)
-
-
-def _inner_of_columns(rows: Tensor) -> Tensor:
-    return _inner_along(rows, -2)
-
-
-def _inner_along(rows: Tensor, axis: int) -> Tensor:
     import torch
 
     wide = rows.double()
-    return torch.stack([(wide * one).sum(axis, keepdim=True) for one in wide])
+    return torch.einsum("irc,jrc->ijr", wide, wide)[..., None]
+
+
+def _inner_of_columns(rows: Tensor) -> Tensor:
+    import torch
+
+    wide = rows.double()
+    found = wide.new_empty(len(rows), *wide[:, :1].shape)
+    product = torch.empty_like(wide[0])
+    for i, one in enumerate(wide):
+        for j, other in enumerate(wide[: i + 1]):
+            found[i, j] = found[j, i] = torch.mul(one, other, out=product).sum(0, keepdim=True)
+    return found
