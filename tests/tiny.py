@@ -86,6 +86,42 @@ def tiny_adapter(
     return folder
 
 
+def tiny_gguf(path: Path, kind: Any, seed: int = 0) -> Path:
+    """Write a Llama of two layers as a GGUF file, its matrices of that GGMLQuantizationType; return `path`."""
+    import gguf
+    import numpy
+    import torch
+
+    width, inner, heads, keys, tokens = 64, 96, 4, 2, ["<s>", "</s>", "a", "b", "ab", *(f"t{i}" for i in range(27))]
+    writer = gguf.GGUFWriter(path, "llama")
+    for tell, value in (
+        (writer.add_context_length, 256), (writer.add_embedding_length, width), (writer.add_block_count, 2),
+        (writer.add_feed_forward_length, inner), (writer.add_head_count, heads), (writer.add_head_count_kv, keys),
+        (writer.add_rope_dimension_count, width // heads), (writer.add_layer_norm_rms_eps, 1e-5),
+        (writer.add_vocab_size, len(tokens)), (writer.add_tokenizer_model, "gpt2"), (writer.add_token_list, tokens),
+        (writer.add_token_types, [3, 3, *[1] * (len(tokens) - 2)]), (writer.add_token_merges, ["a b"]),
+        (writer.add_bos_token_id, 0), (writer.add_eos_token_id, 1),
+    ):  # fmt: skip
+        tell(value)
+    shapes = {"token_embd": (len(tokens), width), "output_norm": (width,)}
+    for layer in range(2):
+        shapes |= {f"blk.{layer}.{name}": shape for name, shape in {
+            "attn_norm": (width,), "ffn_norm": (width,), "attn_q": (width, width), "attn_k": (width // 2, width),
+            "attn_v": (width // 2, width), "attn_output": (width, width), "ffn_gate": (inner, width),
+            "ffn_up": (inner, width), "ffn_down": (width, inner),
+        }.items()}  # fmt: skip
+    generator = torch.Generator().manual_seed(seed)
+    for name, shape in shapes.items():
+        values = _values(name, shape, generator).numpy().astype(numpy.float32)
+        of = kind if len(shape) == 2 else gguf.GGMLQuantizationType.F32
+        writer.add_tensor(f"{name}.weight", gguf.quants.quantize(values, of), raw_dtype=of)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
 def llama_shapes(settings: dict[str, Any]) -> dict[str, tuple[int, ...]]:
     width, inner, vocab = settings["hidden_size"], settings["intermediate_size"], settings["vocab_size"]
     queries = settings["num_attention_heads"] * settings["head_dim"]

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import atexit
 import hashlib
 import re
+import shutil
+import tempfile
 from collections.abc import Callable, Iterable
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from modelworks.core.clock import now
 from modelworks.core.config import Settings
-from modelworks.core.errors import Invalid, NotFound, Problem
+from modelworks.core.errors import Invalid, NotFound, Problem, Unsupported
 from modelworks.core.nouns import Adapter, AnyArtifact, Model
+from modelworks.merge.fit import weight_files
+from modelworks.weights.gguf_checkpoint import as_checkpoint, is_quantised
 from modelworks.weights.layout import what_is
 from modelworks.weights.reader import MAX_HEADER_BYTES
 from modelworks.weights.safety import read_object
@@ -36,18 +42,18 @@ def find_inputs(
     """
     found: dict[str, AnyArtifact] = {}
     problems: list[Problem] = []
+    notes: list[str] = []
     for name in names:
         try:
-            folder = _folder(name)
+            folder = _folder(name) or _gguf(name, notes)
             artifact = look_up(name) if folder is None else None
             if folder is None and artifact is None:
                 folder = _snapshot(name)
             found[name] = artifact or _described(name, folder)
-        except (Invalid, NotFound) as error:
+        except (Invalid, NotFound, Unsupported) as error:
             problems.append(Problem(name, error.message))
     if problems:
         raise NotFound("; ".join(str(problem) for problem in problems), problems=tuple(problems))
-    notes = []
     for name, artifact in found.items():
         base = found.get(laid_on.get(name, ""))
         if isinstance(artifact, Adapter) and isinstance(base, Model) and artifact.id == str(artifact.path):
@@ -61,6 +67,23 @@ def find_inputs(
 def _folder(name: str) -> Path | None:
     folder = Path(name).expanduser()
     return folder if folder.is_dir() else None
+
+
+def _gguf(name: str, notes: list[str]) -> Path | None:
+    """A folder for a GGUF file, which its weights are read through."""
+    path = Path(name).expanduser()
+    if path.suffix.lower() != ".gguf" or not path.is_file():
+        return None
+    if is_quantised(path):
+        notes.append(f"{name} is quantised: it is dequantised as it is read, and what quantising lost stays lost")
+    return as_checkpoint(path, _scratch())
+
+
+@cache
+def _scratch() -> Path:
+    folder = Path(tempfile.mkdtemp(prefix="modelworks-gguf-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
 
 
 def _snapshot(name: str) -> Path | None:
@@ -81,7 +104,7 @@ def _described(name: str, folder: Path | None) -> AnyArtifact:
     if folder is None:
         raise NotFound("there is no such folder, and no model of that name here or in the hub's cache; look for a typo")
     folder = folder.resolve()
-    weights = sorted(folder.glob("*.safetensors"))
+    weights = weight_files(folder)
     facts: dict[str, Any] = {
         "id": str(folder), "name": name, "digest": _digest(folder, weights), "path": folder, "files": (),
         "size_bytes": sum(file.stat().st_size for file in weights), "created_at": now(),

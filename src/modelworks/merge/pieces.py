@@ -11,6 +11,7 @@ from modelworks.core.errors import Unsupported
 from modelworks.merge.lora import LowRankReader
 from modelworks.merge.method import Piece
 from modelworks.merge.plan import Plan, Source, Step, spans
+from modelworks.weights.gguf_checkpoint import open_weights
 from modelworks.weights.reader import Checkpoint
 
 if TYPE_CHECKING:
@@ -49,7 +50,7 @@ class Pieces:
 
     def _checkpoint(self, folder: Path, stack: ExitStack) -> Checkpoint:
         if folder not in self._open:
-            self._open[folder] = stack.enter_context(Checkpoint.open(folder))
+            self._open[folder] = stack.enter_context(open_weights(folder))
         return self._open[folder]
 
     def spans(self, step: Step, elements: int) -> Iterator[tuple[int, int]]:

@@ -26,12 +26,17 @@ def convert_gguf(source: Path, folder: Path, on_bytes: Callable[[int, int], None
         Unsupported: not a llama model, or a quantisation that is not known.
     """
     with GgufFile(source) as file:
-        config = llama_config(file)
-        _write_json(folder / "config.json", config)
-        _write_tokenizer(file, folder)
-        ids = {f"{role}_token_id": special_id(file, role) for role in ("bos", "eos", "pad")}
-        _write_json(folder / "generation_config.json", {key: value for key, value in ids.items() if value is not None})
-        _write_weights(file, config, folder, on_bytes)
+        _write_weights(file, write_companions(file, folder), folder, on_bytes)
+
+
+def write_companions(file: GgufFile, folder: Path) -> Mapping[str, Any]:
+    """Write everything but the weights; return the config."""
+    config = llama_config(file)
+    _write_json(folder / "config.json", config)
+    _write_tokenizer(file, folder)
+    ids = {f"{role}_token_id": special_id(file, role) for role in ("bos", "eos", "pad")}
+    _write_json(folder / "generation_config.json", {key: value for key, value in ids.items() if value is not None})
+    return config
 
 
 def _write_weights(

@@ -116,8 +116,8 @@ class GgufFile:
         kind, offset = self._unpack("IQ")
         return name, shape, kind, offset
 
-    def read(self, name: str) -> torch.Tensor:
-        """Dequantise one tensor to float32, in torch's shape."""
+    def read(self, name: str, rows: torch.Tensor | None = None) -> torch.Tensor:
+        """Dequantise one tensor to float32, in torch's shape; of a matrix only those rows, if any are named."""
         import numpy
         import torch
         from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
@@ -133,9 +133,9 @@ class GgufFile:
         if entry.start + size > len(self._bytes):
             raise Invalid(f"{self.path}: ends inside {name}; the file was cut short, fetch it again")
         raw = numpy.frombuffer(self._bytes, numpy.uint8, size, entry.start)
-        rows = raw.reshape(*entry.shape[:-1], entry.shape[-1] // block * width)
-        values = dequantize(rows, kind).astype(numpy.float32)
-        return torch.from_numpy(values).reshape(entry.shape)
+        packed = raw.reshape(*entry.shape[:-1], entry.shape[-1] // block * width)
+        values = dequantize(packed if rows is None else packed[rows.numpy()], kind).astype(numpy.float32)
+        return torch.from_numpy(values).reshape(entry.shape if rows is None else (len(rows), entry.shape[-1]))
 
     def number(self, key: str, default: float | None = None) -> float:
         """Return a number of the metadata.
