@@ -23,6 +23,7 @@ from modelworks.merge.mergekit import is_mergekit, translate
 from modelworks.merge.plan import Plan, make_plan
 from modelworks.merge.run import parents_of
 from modelworks.merge.spec import MergeSpec
+from modelworks.merge.spotcheck import spot_check
 
 Progress = Callable[[JsonObject], None]
 
@@ -56,7 +57,7 @@ def plan_folders(body: Mapping[str, Any], settings: Settings, threads: int = 0) 
     spec = parse_spec(MergeSpec, told, where="merge")
     inputs, doubts = find_inputs(spec.names, _laid_on(spec), workspace(settings))
     plan = make_plan(spec, inputs)
-    return FolderMerge(spec, plan, (*notes, *doubts), estimate(plan, threads, spec.device))
+    return FolderMerge(spec, plan, (*notes, *doubts, *plan.warnings), estimate(plan, threads, spec.device))
 
 
 def merge_folders(
@@ -80,6 +81,7 @@ def merge_folders(
     recipe: JsonObject = {"kind": "merge", "spec": merge.spec.model_dump(mode="json", exclude_defaults=True)}
     watch = _Watch(progress, stopped)
     try:
+        doubts = spot_check(merge.plan, watch, merge.spec.strict)
         parents = parents_of(merge.spec, merge.plan)
         findings = merge_into(partial, merge.plan, watch, pace, out.name, parents, recipe)
     except Cancelled:
@@ -95,6 +97,7 @@ def merge_folders(
         "seconds": round(time.monotonic() - started, 3),
         "task_vector_norms": dict(findings.norms()),
         "cosines": dict(findings.cosines()),
+        "doubts": [*doubts],
     }
 
 

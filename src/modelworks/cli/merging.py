@@ -5,10 +5,10 @@ from __future__ import annotations
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import click
 
@@ -95,6 +95,7 @@ def merge(
         result = folder_merging.merge_folders(
             planned, out, progress, stopped, threads=threads or 0, overwrite=overwrite
         )
+    _say(session, cast("list[str]", result["doubts"]))
     if session.json:
         render.print_json(result)
     else:
@@ -104,7 +105,7 @@ def merge(
         )
 
 
-def _say(session: Session, notes: tuple[str, ...]) -> None:
+def _say(session: Session, notes: Iterable[str]) -> None:
     for note in notes:
         session.say(f"note: {note}")
 

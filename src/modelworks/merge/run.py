@@ -13,6 +13,7 @@ from modelworks.merge.engine import Pace
 from modelworks.merge.folder import merge_into
 from modelworks.merge.plan import Plan, make_plan
 from modelworks.merge.spec import MergeSpec
+from modelworks.merge.spotcheck import spot_check
 from modelworks.weights.layout import inspect_model
 from modelworks.weights.loading import choose_device
 
@@ -28,6 +29,8 @@ def run(
     started = time.monotonic()
     plan = make_plan(spec, job.inputs)
     pace = Pace(choose_device(spec.device), chunk_elements=chunk_elements, report=spec.report)
+    for warning in (*plan.warnings, *spot_check(plan, job, spec.strict)):
+        job.log(warning, "warning")
     parents = parents_of(spec, plan)
     recipe: JsonObject = {"kind": "merge", "spec": spec.model_dump(mode="json")}
     work = job.checkpoints / "model"

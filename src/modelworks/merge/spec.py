@@ -107,7 +107,9 @@ class MergeSpec(Spec):
     chat_template: str | None = Field(
         None, description="of the result: auto (the one most models have), one of the models, or Jinja"
     )
-    strict: bool = Field(False, description="refuse what would only be warned of, e.g. a model of another base")
+    strict: bool = Field(
+        False, description="refuse models that seem not to be made from the base, or equal to another, not only warn"
+    )
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where to compute; the result is the same")
     report: Literal["sample", "full", "none"] = Field(
         "sample", description="how much of the models to look at for norms, cosines and conflicts"
