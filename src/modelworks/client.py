@@ -15,6 +15,7 @@ import httpx2
 from pydantic import TypeAdapter
 
 from modelworks.app.answers import DeploymentStatus
+from modelworks.app.live import LiveMerge
 from modelworks.core import errors
 from modelworks.core.errors import ModelworksError, Problem, Unavailable
 from modelworks.core.nouns import Adapter, Dataset, Event, EventType, Job, JsonObject, Model
@@ -32,6 +33,7 @@ RETRY_SECONDS = 0.5
 _JOB, _EVENT, _DATASET = TypeAdapter(Job), TypeAdapter(Event), TypeAdapter(Dataset)
 _MODEL: TypeAdapter[Model | Adapter] = TypeAdapter(Model | Adapter)
 _DEPLOYMENT, _DEPLOYMENTS = TypeAdapter(DeploymentStatus), TypeAdapter(list[DeploymentStatus])
+_LIVE = TypeAdapter(LiveMerge)
 
 
 class Client:
@@ -197,6 +199,10 @@ class Client:
         """Have at least so many engines ready for `model`; those that are missing are started on `device`."""
         body = {"model": model, "device": device, "replicas": replicas}
         return _DEPLOYMENT.validate_json(self._send("POST", "/modelworks/deployments/load", json=body))
+
+    def merge_live(self, spec: Mapping[str, object]) -> LiveMerge:
+        """Serve a merge from memory under the spec's name, or give the one that is served there other weights."""
+        return _LIVE.validate_json(self._send("POST", "/modelworks/deployments/merge", json=spec))
 
     def unload(self, model: str, *, one: bool = False) -> None:
         """End the engines of `model`, or one of them; their memory is free afterwards."""

@@ -13,6 +13,7 @@ from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import JSONResponse
 
 from modelworks.api import openai_wire as wire
+from modelworks.app.live import live_merges
 from modelworks.app.services import Services
 from modelworks.core.errors import Conflict, NotFound
 from modelworks.core.generation import EngineEvent, Finished, GenerateRequest, Started, Token
@@ -46,6 +47,9 @@ def show_model(name: str, app: App) -> JsonObject:
 @router.delete("/models/{name:path}")
 async def delete_model(name: str, app: App) -> JsonObject:
     """Forget a model or adapter and free its space, unless it is used: by an answer, a job, or an adapter on it."""
+    if name in {deployment.model_name for deployment in live_merges(app)}:
+        await app.gateway.unload(name)
+        return {"id": name, "object": "model", "deleted": True}
     try:
         found = await run_in_threadpool(app.catalog.model, name)
     except NotFound as error:
@@ -72,6 +76,7 @@ async def complete(asked: wire.CompletionAsked, request: Request, app: App) -> R
 
 def _cards(app: Services) -> dict[str, JsonObject]:
     cards = {found.name: wire.model_card(found) for found in app.servable()}
+    cards |= {deployment.model_name: wire.live_card(deployment) for deployment in live_merges(app)}
     return cards | {entry.name: wire.entry_card(entry.name) for entry in app.servable_entries()}
 
 

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from modelworks.core.errors import Invalid, ModelworksError, NotFound, Problem
 from modelworks.core.generation import ChatMessage, Finished, FinishReason, GenerateRequest
 from modelworks.core.ids import new_id
-from modelworks.core.nouns import Adapter, JsonObject, JsonValue, Model
+from modelworks.core.nouns import Adapter, Deployment, JsonObject, JsonValue, Model
 
 # What would change the answer and is not done; each with the value that asks for nothing.
 _NOT_DONE: dict[str, tuple[object, ...]] = {
@@ -190,6 +190,12 @@ def model_card(found: Model | Adapter) -> JsonObject:
         "id": found.name, "object": "model", "created": int(found.created_at.timestamp()), "owned_by": "modelworks",
         "root": parent or found.name, "parent": parent,
     }  # fmt: skip
+
+
+def live_card(deployment: Deployment) -> JsonObject:
+    """A merge that is served from memory."""
+    created = int(deployment.created_at.timestamp())
+    return entry_card(deployment.model_name) | {"created": created, "owned_by": "modelworks"}
 
 
 def entry_card(name: str) -> JsonObject:

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, Depends, Query
+from fastapi import APIRouter, Body, Depends, Query
 from pydantic import ConfigDict, Field
 
 import modelworks
+from modelworks.api.jobs import Documented
 from modelworks.app.answers import DeploymentStatus
 from modelworks.app.doctor import Check, examine
+from modelworks.app.kinds import KINDS
+from modelworks.app.live import LiveMerge, merge_live
 from modelworks.app.plugins import PluginInfo, list_plugins
 from modelworks.app.services import Services
 from modelworks.core.spec import Spec
@@ -76,6 +79,19 @@ async def deployments(
 async def load(wish: Load, app: App) -> DeploymentStatus:
     """Start engines for a model, or add an adapter to those of its base; answers when they are ready."""
     return await app.gateway.load(wish.model, device=wish.device, replicas=wish.replicas)
+
+
+@router.post("/deployments/merge")
+async def merge_in_memory(
+    spec: Annotated[dict[str, Any], Documented(KINDS["merge"].spec), Body()], app: App
+) -> LiveMerge:
+    """Serve a merge from memory, or give the one that is served other weights; answers when they are in.
+
+    Nothing is written to the disk. The spec's name (default: BASE-METHOD) is served until it is unloaded or the server
+    ends; asked for again with other coefficients, the same engine changes its weights in place. Answers that go on end
+    first, with the weights they began with.
+    """
+    return await merge_live(app, spec)
 
 
 @router.post("/deployments/remove", status_code=204)

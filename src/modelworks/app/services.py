@@ -79,7 +79,7 @@ class Services:
             earlier = queue.earlier_request(self.database, idempotency_key, kind.name, request)
             if earlier is not None:
                 return earlier
-        inputs = self._inputs(kind, spec)
+        inputs = self.inputs(kind, spec)
         kind.check(spec, inputs)
         needs = self._needs(kind, spec)
         named = self._choose_name(kind, spec)
@@ -182,7 +182,7 @@ class Services:
     def folder(self, job_id: str) -> JobFolder:
         return JobFolder(self.settings.home / "jobs" / job_id)
 
-    def _inputs(self, kind: JobKind[Any], spec: Spec) -> dict[str, AnyArtifact]:
+    def inputs(self, kind: JobKind[Any], spec: Spec) -> dict[str, AnyArtifact]:
         """What every name in the spec means, and the base of every adapter among them, by id and by name."""
         found: dict[str, AnyArtifact] = {}
         problems: list[Problem] = []

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypeAlias
 
 from modelworks.app.answers import DeploymentStatus
+from modelworks.app.live import live_merges
 from modelworks.app.services import Services
 from modelworks.core.nouns import Adapter, Model
 from modelworks.serve.deployment import ReplicaStatus
+
+Kind: TypeAlias = Literal["model", "adapter", "entry", "merge in memory"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -17,7 +20,7 @@ class Standing:
     """One name. An adapter has the replicas of its base; `unloaded` has none."""
 
     name: str
-    kind: Literal["model", "adapter", "entry"]
+    kind: Kind
     state: str
     replicas: tuple[ReplicaStatus, ...] = ()
     error: str | None = None
@@ -33,10 +36,14 @@ async def standings(app: Services) -> list[Standing]:
     # An entry comes before what else has its name.
     artifacts = [artifact for artifact in artifacts if artifact.name not in app.entries]
     for artifact in artifacts:
-        kind: Literal["model", "adapter"] = "adapter" if isinstance(artifact, Adapter) else "model"
+        kind: Kind = "adapter" if isinstance(artifact, Adapter) else "model"
         found.append(_standing(artifact.name, kind, _status_of(artifact, models)))
     known = {artifact.id for artifact in artifacts}
-    return found + [_standing(models[id_].deployment.model_name, "model", models[id_]) for id_ in models.keys() - known]
+    live = {deployment.model for deployment in live_merges(app)}
+    return found + [
+        _standing(models[id_].deployment.model_name, "merge in memory" if id_ in live else "model", models[id_])
+        for id_ in models.keys() - known
+    ]
 
 
 def is_entry(app: Services, name: str) -> bool:
@@ -50,7 +57,7 @@ def _status_of(artifact: Model | Adapter, models: dict[str, DeploymentStatus]) -
     return next((status for status in models.values() if artifact.name in status.adapters), None)
 
 
-def _standing(name: str, kind: Literal["model", "adapter", "entry"], status: DeploymentStatus | None) -> Standing:
+def _standing(name: str, kind: Kind, status: DeploymentStatus | None) -> Standing:
     if status is None:
         return Standing(name=name, kind=kind, state="unloaded")
     return Standing(name=name, kind=kind, state=status.state, replicas=status.replicas, error=status.error)

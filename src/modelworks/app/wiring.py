@@ -6,19 +6,24 @@ import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 
 from modelworks.app.catalog import Catalog
+from modelworks.app.live import ENGINE
 from modelworks.app.services import Services
 from modelworks.app.training_log import TrainingFiles
 from modelworks.core.config import Settings, child_environment, count_gpus
 from modelworks.core.registry import choose, find_plugins
 from modelworks.jobs.executor import ExecutorKind
 from modelworks.jobs.worker import Worker, WorkerSettings
+from modelworks.serve.child import ChildEngine
+from modelworks.serve.engine import EngineKind
 from modelworks.serve.entries import read_entries
 from modelworks.serve.gateway import Gateway, GatewaySettings
 from modelworks.store.database import open_database
 
 RUNNER = (sys.executable, "-m", "modelworks.app.child")
+MERGING = EngineKind(ENGINE, partial(ChildEngine.start, module="modelworks.app.live_engine"))
 
 
 @dataclass
@@ -44,7 +49,9 @@ class App:
             # A GPU that the driver does not list can be told by its slot.
             gpus=max(count_gpus(), settings.slots.get("gpu", 0)),
         )
-        gateway = Gateway(resolve=catalog.model, base_of=catalog.base_of, settings=how, entries=self.services.entries)
+        gateway = Gateway(
+            resolve=catalog.model, base_of=catalog.base_of, settings=how, entries=self.services.entries, merging=MERGING
+        )  # fmt: skip
         self.services.running_gateway = gateway
         try:
             yield gateway

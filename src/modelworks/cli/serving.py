@@ -47,12 +47,12 @@ def list_served(session: Session) -> None:
             render.print_json(item)
         return
     rows = [
-        [item.deployment.model_name, replica.device, replica.state.value, replica.outstanding, replica.pid or "-",
-         ", ".join(item.adapters) or "-"]
+        [item.deployment.model_name, item.deployment.engine, replica.device, replica.state.value,
+         replica.outstanding, replica.pid or "-", ", ".join(item.adapters) or "-"]
         for item in found
         for replica in item.replicas
     ]  # fmt: skip
-    headings = ("model", "device", "state", "requests", "process", "adapters")
+    headings = ("model", "engine", "device", "state", "requests", "process", "adapters")
     render.print_table(headings, rows, empty="nothing is loaded; the first question loads a model")
 
 

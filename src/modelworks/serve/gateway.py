@@ -197,10 +197,12 @@ class Gateway:
                 try:
                     await self.load(live.name, device=device)
                 except BaseException:
-                    await self._end(self._deployed[key], 0) if key in self._deployed else self._live.pop(key)
+                    self._live.pop(key)
+                    if key in self._deployed:
+                        await self._end(self._deployed[key], 0)
                     raise
             else:
-                with deployed.open:
+                with self._deploy(live).open:
                     replica = await deployed.choose()
                     await live.change(await replica.engine(), recipe)
             return live.told

@@ -74,6 +74,7 @@ FURTHER: tuple[tuple[str, set[int]], ...] = (
     (rf"(post|put) {OURS}(datasets|models).*", {403, 404, 409, 413, 507}),
     (rf"delete {OURS}.*", {409}),
     (rf"post {OURS}deployments/.*", {404, 501, 503}),
+    (rf"post {OURS}deployments/merge", {403, 409}),
     (rf"get {OURS}deployments", {503}),
     (rf"post {OPENAI}(chat/)?completions", {404, 429, 501, 503}),
     (r"post /slm/(load|generate|stream)", {404, 429, 501, 503}),

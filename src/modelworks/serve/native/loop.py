@@ -62,7 +62,7 @@ class Loop:
 
     def turn(self) -> None:
         """Take all orders there are, waiting for one when there is nothing to compute, then compute one step."""
-        if self._scheduler.is_idle and self._orders.empty():
+        if self._scheduler.is_idle and self._orders.empty() and not self._held:
             self._runner.cache.clear()
             self._take(self._orders.get())
         while not self._orders.empty():
