@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Protocol
 from pydantic import Field, PositiveInt
 
 from modelworks.core.errors import Problem
-from modelworks.merge.method import Params
+from modelworks.core.spec import Spec
 
 if TYPE_CHECKING:
     from torch import Tensor  # noqa: TC004  a dataclass does not evaluate its annotations; torch must not load here
@@ -50,7 +50,7 @@ class Matrix(Protocol):
         """The whole change by one model, in the matrix's shape, float32."""
 
 
-class Cut(Params):
+class Cut(Spec):
     """How much to keep."""
 
     rank: PositiveInt | None = Field(None, description="at most so many directions a matrix")

@@ -85,8 +85,10 @@ def depths(layers: int) -> list[float]:
 def scheduled_names(params_type: Any) -> frozenset[str]:
     """The parameters that are one number or one choice, so that a list can only be meant as a schedule."""
     fields: JsonObject = params_type.model_json_schema().get("properties", {})
-    return frozenset(
-        name
-        for name, schema in fields.items()
-        if isinstance(schema, dict) and schema.get("type") in {"number", "integer", "boolean"}
-    )
+    return frozenset(name for name, schema in fields.items() if isinstance(schema, dict) and _is_scalar(schema))
+
+
+def _is_scalar(schema: JsonObject) -> bool:
+    kinds = schema.get("anyOf", [schema])
+    types = {kind.get("type") for kind in kinds if isinstance(kind, dict)} if isinstance(kinds, list) else set()
+    return bool(types - {"null"}) and types <= {"number", "integer", "boolean", "null"}

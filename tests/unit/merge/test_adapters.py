@@ -13,6 +13,9 @@ from artifacts import as_adapter, as_model
 from fakes import FakeJob
 from modelworks.core.errors import Invalid
 from modelworks.core.nouns import AnyArtifact, ArtifactKind, Model
+from modelworks.merge.engine import Pace
+from modelworks.merge.folder import merge_into
+from modelworks.merge.plan import make_plan
 from modelworks.merge.run import run
 from modelworks.merge.spec import MergeSpec
 from tiny import tiny_adapter, tiny_llama
@@ -263,9 +266,10 @@ def test_what_cannot_be_added_is_refused_with_the_way_out(tmp_path: Path, base: 
 def test_a_model_that_is_not_finite_is_named(tmp_path: Path, base: Model) -> None:
     inputs = {"base": base, "tuned": tuned(base, tmp_path / "tuned", **{UP: torch.full((24, 16), torch.nan)})}
 
-    said = refusal(tmp_path, inputs, ["tuned"], "lora_extract", params={"rank": 1})
+    spec = MergeSpec(method="lora_extract", base="base", models=("tuned",), params={"rank": 1})
 
-    assert said.startswith(f"tuned: {UP} holds NaN")
+    with pytest.raises(Invalid, match=rf"^tuned: {UP} holds NaN"):
+        merge_into(tmp_path / "out", make_plan(spec, inputs), FakeJob(tmp_path), Pace(), "x", (), {})
 
 
 def test_a_model_that_learnt_nothing_gives_an_adapter_that_does_nothing(tmp_path: Path, base: Model) -> None:
@@ -273,3 +277,13 @@ def test_a_model_that_learnt_nothing_gives_an_adapter_that_does_nothing(tmp_path
 
     same(with_peft(base, job.drafts[0].folder), load_file(base.path / "model.safetensors"), 0)
     assert result["relative_error"] == 0
+
+
+def test_a_rank_may_differ_by_the_tensors_name(tmp_path: Path, base: Model) -> None:
+    inputs = {"base": base, "a": adapter(base, "a", 1, 6)}
+    params = {"rank": [{"filter": "q_proj", "value": 3}, {"value": 1}]}
+
+    job, result = merge(tmp_path, inputs, method="lora_compress", models=["a"], params=params)
+
+    assert {row["matrix"].split(".")[-2]: row["rank"] for row in result["matrices"]} == {"q_proj": 3, "v_proj": 1}
+    assert job.drafts[0].facts["rank"] == 3

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from pydantic import Field, FiniteFloat
 
 from modelworks.merge.factors import Cut, Factors, Matrix, concatenate, recompress
-from modelworks.merge.method import PER_MODEL, Method
+from modelworks.merge.method import PER_MODEL, Method, Params
 
 
-class LoraCompressParams(Cut):
+class LoraCompressParams(Cut, Params):
     weight: FiniteFloat = Field(
         1.0, description="factor on an adapter's change; may be negative", json_schema_extra=PER_MODEL
     )

@@ -9,13 +9,13 @@ from pydantic import Field
 from modelworks.core.errors import Problem
 from modelworks.merge.factors import Cut, Factors, Matrix, decompose
 from modelworks.merge.layers import layer_of
-from modelworks.merge.method import Method
+from modelworks.merge.method import Method, Params
 
 # A LoRA of an embedding is of another kind, and engines that serve adapters take none.
 _EMBEDDINGS = ("embed", "wte.", "wpe.")
 
 
-class LoraExtractParams(Cut):
+class LoraExtractParams(Cut, Params):
     include: tuple[str, ...] = Field(
         (), description="patterns (RE2), matched from the start, of the matrices to take; default: all in the layers"
     )
