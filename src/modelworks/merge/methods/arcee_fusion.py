@@ -50,8 +50,8 @@ def _quartiles(scores: Tensor) -> list[Tensor]:
     import torch
 
     places = [quarter * (len(scores) - 1) // 4 for quarter in (1, 2, 3)]
-    if scores.device.type == "cpu":  # many times faster than torch's
-        return list(torch.from_numpy(np.partition(scores.numpy(), places)[places]))
+    if scores.device.type == "cpu":  # many times faster than torch's, and one by one than all three at once
+        return [torch.tensor(np.partition(scores.numpy(), place)[place]) for place in places]
     return [scores.kthvalue(place + 1).values for place in places]
 
 

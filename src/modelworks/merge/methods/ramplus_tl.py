@@ -32,26 +32,30 @@ def prepare(look: TensorLook, params: RamplusTlParams, each: Sequence[RamplusTlP
     own, changed = [0.0] * len(each), [0.0] * len(each)
     for piece in look.pieces():
         movers = torch.hardshrink(piece.deltas, params.epsilon).sign_().abs_()
-        alone = (movers.sum(0) == 1).to(movers.dtype)
+        alone = _alone(movers.sum(0))
         for place, row in enumerate(movers):
             changed[place] += float(row.sum())
             own[place] += float(row.mul_(alone).sum())
-    factors = [
-        1 + params.r * min((every - alone) / alone, params.alpha) if alone else 1.0
+    extra = [
+        params.r * min((every - alone) / alone, params.alpha) if alone else 0.0
         for alone, every in zip(own, changed, strict=True)
     ]
 
     def combine(piece: Piece) -> Tensor:
         total, count, strength = (torch.zeros_like(piece.base) for _ in range(3))
-        for delta, factor in zip(piece.deltas, factors, strict=True):
+        for delta, factor in zip(piece.deltas, extra, strict=True):
             moved = torch.hardshrink(delta, params.epsilon)
             total += moved
             count += moved.sign_().abs_()
             strength += moved.mul_(factor)
-        strength.masked_fill_(count != 1, 1)
-        return total.div_(count.clamp_(min=1)).mul_(strength)
+        return total.mul_(strength.mul_(_alone(count)).add_(1)).div_(count.clamp_(min=1))
 
     return combine
+
+
+def _alone(count: Tensor) -> Tensor:
+    """1 where one model changed a weight, 0 where several did, anything where none; comparing would be slower."""
+    return (2 - count).clamp_(min=0)
 
 
 RAMPLUS_TL = Method("ramplus_tl", RamplusTlParams, prepare=prepare, space="delta", reads=2, paper="arXiv:2601.13572")
