@@ -58,13 +58,13 @@ def merged(
     base: torch.Tensor | None = None,
     params: Mapping[str, Any] = {},
     weights: Sequence[float] = (),
-    elements: int = 1 << 18,
+    elements: int = 0,
 ) -> torch.Tensor:
-    """What becomes of a tensor, given whole, when it is merged in pieces of so many elements."""
+    """What becomes of a tensor when it is merged whole, or in pieces of so many elements."""
     shape = models[0].shape
     flat = None if base is None else base.float().flatten()
     look = Looked(torch.stack(list(models)).float().flatten(1), flat, whole_shape=tuple(shape))
-    look.elements = look.size if method.whole else elements
+    look.elements = look.size if method.whole or not elements else elements
     shared = method.params_type.model_validate(params)
     own = [{"weight": weight} for weight in weights] or [{}] * len(models)
     combine = method.begin(look, shared, [method.params_type.model_validate({**params, **each}) for each in own])
