@@ -16,7 +16,7 @@ from modelworks.merge.card import write_card
 from modelworks.merge.engine import Pace, merge
 from modelworks.merge.findings import Findings
 from modelworks.merge.fit import weight_files
-from modelworks.merge.layers import layer_count
+from modelworks.merge.layers import restacked
 from modelworks.merge.pieces import Watch
 from modelworks.merge.plan import Plan
 from modelworks.merge.report import write_report
@@ -111,12 +111,7 @@ def _copy_companions(plan: Plan, folder: Path) -> None:
     if plan.dtype is not None:
         # transformers 5 reads the first, 4 the second
         config |= {"dtype": plan.dtype, "torch_dtype": plan.dtype}
-    layers = layer_count([step.output.name for step in plan.steps])
-    if layers and config.get("num_hidden_layers") not in {None, layers}:
-        config["num_hidden_layers"] = layers
-        types = config.get("layer_types")
-        if isinstance(types, list):
-            config["layer_types"] = (types * (layers // max(len(types), 1) + 1))[:layers]
+    config = restacked(config, {step.output.name: (step.base or step.sources[0]).tensor for step in plan.steps})
     (folder / "config.json").write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n")
     if plan.vocabulary is not None or plan.chat_template is not None:
         write_tokenizer(folder, source, plan.vocabulary, plan.chat_template)

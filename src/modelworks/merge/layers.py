@@ -14,6 +14,10 @@ from modelworks.weights.reader import TensorInfo
 
 # e.g. model.layers.12.mlp.up_proj.weight, transformer.h.12.attn.c_attn.weight
 _LAYER = re.compile(r"^(.*?\b(?:layers|layer|h|blocks|block)\.)(\d+)(\..+)$")
+# Files are sorted by name, so a tensor's place in them does not tell its place in the network.
+_FIRST = re.compile(r"embed|\bwte\b|\bwpe\b")
+_BY_LAYER = re.compile(r"layer|^num_|_(types|sizes|pattern)$")
+_COUNTS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +41,25 @@ def layer_count(names: Sequence[str]) -> int:
     return max((layer for name in names if (layer := layer_of(name)) is not None), default=-1) + 1
 
 
+def restacked(config: Mapping[str, object], origin: Mapping[str, str]) -> dict[str, object]:
+    """A config for other layers: their number, and every list with an item for each of them.
+
+    Args:
+        origin: for each tensor of the result, the tensor of the described model in whose place it stands.
+    """
+    layers = {layer: layer_of(origin[name]) or 0 for name in origin if (layer := layer_of(name)) is not None}
+    order = [layers[layer] for layer in sorted(layers)]
+    before = next((value for key in _COUNTS if isinstance(value := config.get(key), int)), None)
+    if not order or before is None or order == list(range(before)):
+        return dict(config)
+    lists = {
+        key: [value[place] for place in order]
+        for key, value in config.items()
+        if _BY_LAYER.search(key) and isinstance(value, list) and len(value) == before > max(order)
+    }
+    return {**config, **lists, **{key: len(order) for key in _COUNTS if key in config}}
+
+
 def origins(spec: MergeSpec, tensors: Mapping[str, TensorInfo], problems: list[Problem]) -> list[Origin]:
     """In the order of the frame's file; with slices, its layers are replaced by those that the slices list."""
     ordered = [info.name for info in sorted(tensors.values(), key=lambda info: (info.file, info.start))]
@@ -56,13 +79,12 @@ def origins(spec: MergeSpec, tensors: Mapping[str, TensorInfo], problems: list[P
 
 
 def _sliced(spec: MergeSpec, ordered: Sequence[str]) -> Iterator[Origin]:
-    first, last = spec.slices[0], spec.slices[-1]
     in_layer = [name for name in ordered if layer_of(name) == 0]
-    places = [place for place, name in enumerate(ordered) if layer_of(name) is not None]
-    for place, name in enumerate(ordered):
+    for name in ordered:
         if layer_of(name) is None:
-            # What stands before the layers belongs to the first slice, what follows them to the last.
-            yield _origin(spec, first if place < places[0] else last, name, lambda _layer, name=name: name, 0, 0.0)
+            # What stands before the layers is as in the first slice, what follows them as in the last.
+            part = spec.slices[0 if _FIRST.search(name) else -1]
+            yield _origin(spec, part, name, lambda _layer, name=name: name, 0, 0.0)
     number = 0
     for part in spec.slices:
         start, stop = part.sources[0].layer_range
