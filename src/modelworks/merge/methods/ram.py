@@ -21,12 +21,12 @@ def combine(piece: Piece, params: RamParams, _each: Sequence[RamParams]) -> Tens
     """Average over those who changed a weight: sum of d_i with |d_i| > epsilon, / their number (arXiv:2601.13572)."""
     import torch
 
-    total, movers = torch.zeros_like(piece.base), torch.zeros_like(piece.base)
-    for delta in piece.deltas:
-        moved = torch.hardshrink(delta, params.epsilon)
-        total += moved
-        movers += moved.sign_().abs_()
-    return total.div_(movers.clamp_(min=1))
+    moved = torch.hardshrink(piece.deltas, params.epsilon)
+    count = moved.sign().abs_().sum(0).clamp_(min=1)
+    total = torch.zeros_like(count)
+    for share in moved.div_(count):
+        total += share
+    return total
 
 
 RAM = Method("ram", RamParams, combine, space="delta", paper="arXiv:2601.13572")

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from pydantic import Field, FiniteFloat
 
+from modelworks.merge.gram import mix
 from modelworks.merge.method import Method, Params, Piece
 
 if TYPE_CHECKING:
@@ -42,13 +43,14 @@ def prepare(look: TensorLook, params: RamplusTlParams, each: Sequence[RamplusTlP
     ]
 
     def combine(piece: Piece) -> Tensor:
-        total, count, strength = (torch.zeros_like(piece.base) for _ in range(3))
-        for delta, factor in zip(piece.deltas, extra, strict=True):
-            moved = torch.hardshrink(delta, params.epsilon)
-            total += moved
-            count += moved.sign_().abs_()
-            strength += moved.mul_(factor)
-        return total.mul_(strength.mul_(_alone(count)).add_(1)).div_(count.clamp_(min=1))
+        moved = torch.hardshrink(piece.deltas, params.epsilon)
+        movers = moved.sign().abs_()
+        count = movers.sum(0)
+        strength = mix(movers, extra).mul_(_alone(count)).add_(1)
+        total = torch.zeros_like(count)
+        for share in moved.div_(count.clamp_(min=1)):
+            total += share
+        return total.mul_(strength)
 
     return combine
 
