@@ -1,9 +1,17 @@
 from __future__ import annotations
 
+from pathlib import Path
+
+import pytest
 import torch
 
-from modelworks.merge.methods.linear import LINEAR, LinearParams, check_each
+from artifacts import as_model
+from modelworks.core.errors import Invalid
+from modelworks.merge.methods.linear import LINEAR
+from modelworks.merge.plan import check
+from modelworks.merge.spec import MergeSpec
 from pieces import merged
+from tiny import tiny_llama
 
 MODELS = [torch.tensor([1.0, -4.0]), torch.tensor([3.0, 2.0])]
 
@@ -22,8 +30,12 @@ def test_one_model_gives_itself_at_any_weight() -> None:
     assert merged(LINEAR, MODELS[:1], weights=(0.5,)).tolist() == MODELS[0].tolist()
 
 
-def test_weights_that_add_up_to_nothing_have_no_mean() -> None:
-    each = [LinearParams(weight=1), LinearParams(weight=-1)]
+def test_weights_that_add_up_to_nothing_have_no_mean(tmp_path: Path) -> None:
+    inputs = {name: as_model(tiny_llama(tmp_path / name, seed), name) for seed, name in enumerate("ab")}
+    spec = {"method": "linear", "models": ("a", "b"), "weights": (1, -1)}
 
-    assert "add up to 0" in str(check_each(LinearParams(), each)[0])
-    assert not check_each(LinearParams(normalize=False), each)
+    with pytest.raises(Invalid, match=r"params.weight: the weights add up to 0") as caught:
+        check(MergeSpec.model_validate(spec), inputs)
+
+    assert len(caught.value.problems) == 1
+    check(MergeSpec.model_validate({**spec, "params": {"normalize": False}}), inputs)
