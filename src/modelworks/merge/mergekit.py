@@ -133,7 +133,8 @@ class _Translator:
                 "modules", "several modules of one model cannot be merged", "merge text models, by models or slices"
             )
         in_slices = [item for part in file.slices for item in part.sources if self._merges(item)]
-        named = dict.fromkeys(item.model for item in (*(item for _, item in self.models), *in_slices))
+        listed = sorted(in_slices, key=lambda item: self._rank(item.model))
+        named = dict.fromkeys(item.model for item in (*(item for _, item in self.models), *listed))
         body: JsonObject = {"method": file.merge_method, "models": list(named)}
         if self.base is not None:
             body["base"] = self.base
@@ -210,9 +211,7 @@ class _Translator:
         for name, value in given.items():
             path, known = f"{where}.{name}", self.known.get(name)
             if known is None and name not in EVERY_PARAMETER:
-                self._tell(
-                    path, "no method of mergekit has this parameter", nearest(name, self.known or EVERY_PARAMETER)
-                )
+                self._tell(path, "no method of mergekit has this parameter", nearest(name, EVERY_PARAMETER))
             elif known is None or name in UNUSED.get(self.file.merge_method, UNUSED[""]):
                 self.notes.append(f"{path} has no effect on {self.file.merge_method}")
             elif not shared and not known.per_model:
