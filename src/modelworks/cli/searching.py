@@ -25,8 +25,13 @@ from modelworks.cli.spec_flags import SpecCommand, read_spec_file
 def search(session: Session, body: dict[str, Any], **asked: Any) -> None:
     """Find the weights and densities with which a merge does best on held-out rows, and publish that merge.
 
-    The file is a merge's spec, or a search's with the merge under `recipe`. Options go over what it says.
+    The file is a merge's spec or mergekit's file, or a search's with the merge under `recipe`. Options go over it.
     """
-    read = read_spec_file(body.pop("recipe"))
-    whole = read if "recipe" in read else {"recipe": read}
+    from modelworks.app.folder_merging import read_merge
+
+    read: dict[str, Any] = dict(read_spec_file(body.pop("recipe")))
+    whole = read if isinstance(read.get("recipe"), dict) else {"recipe": read}
+    whole["recipe"], notes = read_merge(whole["recipe"])
+    for note in notes:
+        session.say(f"note: {note}")
     submit(session, "search", whole | body, **asked)

@@ -28,7 +28,10 @@ def check(spec: SearchSpec, inputs: Mapping[str, AnyArtifact]) -> list[Axis]:
             what = "holds out one row, and the best is to be judged by other rows than it is chosen by"
             problems.append(Problem("datasets", f"{name} {what}", "import it with a larger validation share"))
     _collect(lambda: make_plan(spec.recipe, inputs), problems)
-    axes = axes_of(spec.recipe, spec.space, problems) if spec.recipe.method in methods() else []
+    method = methods().get(spec.recipe.method)
+    if method is not None and method.gives_adapter:
+        problems.append(Problem("recipe.method", f"{method.name} gives an adapter", "search merges that give a model"))
+    axes = axes_of(spec.recipe, spec.space, problems) if method else []
     if not problems:
         for end in (0, 1):
             recipe = recipe_at(spec.recipe, {axis.path: axis.ends[end] for axis in axes})

@@ -5,13 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from modelworks.core.context import JobContext
 from modelworks.core.errors import Invalid
 from modelworks.core.nouns import Draft, JsonObject, Parent
 from modelworks.merge.run import run as merge_and_publish
+from modelworks.merge.spec import MergeSpec
 from modelworks.search.bench import Bench
 from modelworks.search.board import leaderboard, picture
 from modelworks.search.goals import Goal, Measures, goals_of, ranked
@@ -41,7 +42,8 @@ def run(spec: SearchSpec, job: JobContext) -> JsonObject:
     best = ranked(goals, log.trials)[0]
     if best.problem:
         raise Invalid(f"no trial could be measured; the recipe itself: {best.problem}", problems=())
-    found = _summary(goals, log.trials, best) | {"held_out": _report(spec, job, goals, bench, best)}
+    winner = recipe_at(spec.recipe, best.point) if best.number else spec.recipe
+    found = _summary(goals, log.trials, best) | {"held_out": _report(spec, job, goals, bench, winner)}
     del bench
     board, drawn = leaderboard(goals, log.trials), picture(goals, log.trials)
 
@@ -61,7 +63,6 @@ def run(spec: SearchSpec, job: JobContext) -> JsonObject:
             metrics=draft.metrics | metrics,
         )
 
-    winner = recipe_at(spec.recipe, best.point)
     named = winner.model_copy(update={"name": spec.published_name, "replace": spec.replace})
     merged = merge_and_publish(named, job, finish=finish)
     seconds = round(time.monotonic() - started, 3)
@@ -76,71 +77,70 @@ def _try_all(
     total = spec.trials + 1
     if log.trials:
         job.log(f"going on behind trial {log.trials[-1].number}")
-    while len(log.trials) < total:
-        number = len(log.trials)
-        point = suggest(axes, goals, log.trials, spec.seed) if number else {}
-        trial = _tried(spec, job, bench, number, total, point)
-        before = ranked(goals, log.trials)[0].number if log.trials else None
+
+    def tell(done: float) -> None:
+        mean = sum(trial.seconds for trial in log.trials) / max(len(log.trials), 1)
+        eta: JsonObject = {"eta_seconds": round(mean * (total - done), 1)} if log.trials else {}
+        job.progress(round(done, 3), total, "trials", stage="searching", **eta)
+
+    while (number := len(log.trials)) < total:
+        point = suggest(axes, goals, log.trials, spec.seed) if number else {axis.path: axis.start for axis in axes}
+        trial = _tried(spec, bench, goals, number, point, tell)
         log.append(trial)
-        best = ranked(goals, log.trials)[0]
         if trial.problem:
             job.log(f"trial {number} failed: {trial.problem}", "warning")
-        elif best.number == number and before is not None:
+        elif number and ranked(goals, log.trials)[0] is trial:
             job.log(f"trial {number} is the best so far: {_told(goals, trial.measured)}")
-        values = {goal.label: value for goal in goals if (value := goal.of(trial.measured)) is not None}
-        job.metric(number, **values)
-        mean = sum(each.seconds for each in log.trials) / len(log.trials)
-        eta = round(mean * (total - len(log.trials)), 1)
-        job.progress(len(log.trials), total, "trials", stage="searching", eta_seconds=eta)
+        job.metric(number, **{name: value for name, value in _met(goals, trial.measured).items() if value is not None})
+        tell(number + 1)
 
 
-def _tried(spec: SearchSpec, job: JobContext, bench: Bench, number: int, total: int, point: JsonObject) -> Trial:
+def _tried(
+    spec: SearchSpec, bench: Bench, goals: Sequence[Goal], number: int, point: JsonObject, tell: Callable[[float], None]
+) -> Trial:
     started = time.monotonic()
     measured: dict[str, dict[str, float]] = {}
     problem = ""
     try:
-        bench.merge(recipe_at(spec.recipe, point))
+        bench.merge(recipe_at(spec.recipe, point if number else {}))
     except Invalid as error:
         problem = error.message
     else:
-        measured = bench.measure(
-            "choose", lambda share: job.progress(round(number + share, 3), total, "trials", stage="searching")
-        )
-        problem = "" if all(goal.of(measured) is not None for goal in goals_of(spec)) else "it has no finite measure"
+        measured = bench.measure("choose", lambda share: tell(number + share))
+        problem = "it has no finite measure" if None in _met(goals, measured).values() else ""
     return Trial(number=number, point=point, measured=measured, seconds=time.monotonic() - started, problem=problem)
 
 
-def _report(spec: SearchSpec, job: JobContext, goals: Sequence[Goal], bench: Bench, best: Trial) -> JsonObject:
+def _report(spec: SearchSpec, job: JobContext, goals: Sequence[Goal], bench: Bench, best: MergeSpec) -> JsonObject:
     """The recipe and the best on the rows that nothing was chosen by."""
     found: JsonObject = {}
-    for name, point in (("recipe", {}), ("winner", best.point)):
-        if name == "winner" and not point:
-            found["winner"] = found["recipe"]
-            break
+    for name, recipe in (("recipe", spec.recipe), ("winner", best)):
+        if name == "winner" and recipe is spec.recipe:
+            return found | {name: found["recipe"]}
         try:
-            bench.merge(recipe_at(spec.recipe, point))
+            bench.merge(recipe)
             measured: Measures = bench.measure(
                 "report", lambda share: job.progress(round(share, 3), 1, "measurements", stage="reporting")
             )
-        except Invalid:  # the recipe itself may fail where its winner does not
+        except Invalid:  # the recipe may fail where its winner does not
             measured = {}
-        found[name] = {goal.label: goal.of(measured) for goal in goals}
+        found[name] = dict(_met(goals, measured))
     return found
 
 
 def _summary(goals: Sequence[Goal], trials: Sequence[Trial], best: Trial) -> JsonObject:
-    chosen_on: JsonObject = {
-        "recipe": {goal.label: goal.of(trials[0].measured) for goal in goals},
-        "winner": {goal.label: goal.of(best.measured) for goal in goals},
-    }
     return {
         "trials": len(trials),
         "best_trial": best.number,
         "best_point": best.point,
         "goals": [{"name": goal.label, "better": goal.metric.better} for goal in goals],
-        "chosen_on": chosen_on,
+        "chosen_on": {"recipe": dict(_met(goals, trials[0].measured)), "winner": dict(_met(goals, best.measured))},
         "rows": "chosen by the even rows of what is held out, reported in held_out on the odd ones",
     }
+
+
+def _met(goals: Sequence[Goal], measured: Measures) -> dict[str, float | None]:
+    return {goal.label: goal.of(measured) for goal in goals}
 
 
 def _told(goals: Sequence[Goal], measured: Measures) -> str:
