@@ -18,6 +18,7 @@ class TaskArithmeticParams(Params):
         1.0, description="factor on a task vector; may be negative", json_schema_extra=PER_MODEL
     )
     scaling_coefficient: FiniteFloat = Field(1.0, description="lambda: factor on the sum of task vectors")
+    normalize: bool = Field(False, description="divide by the sum of the weights, unless it is 0")
 
 
 def combine(piece: Piece, params: TaskArithmeticParams, each: Sequence[TaskArithmeticParams]) -> Tensor:
@@ -25,6 +26,9 @@ def combine(piece: Piece, params: TaskArithmeticParams, each: Sequence[TaskArith
     total = piece.deltas[0] * each[0].weight
     for delta, its in zip(piece.deltas[1:], each[1:], strict=True):
         total += delta * its.weight
+    weights = sum(its.weight for its in each)
+    if params.normalize and abs(weights) >= 1e-8:
+        total /= weights
     return total * params.scaling_coefficient
 
 
