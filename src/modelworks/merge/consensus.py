@@ -28,6 +28,16 @@ class ThinningParams(Params):
     rescale: bool = Field(False, description="enlarge what is kept, to make up for what is dropped")
 
 
+class OutlierParams(ThinningParams):
+    gamma: float = Field(
+        0.01,
+        ge=0,
+        le=1,
+        description="share of a model's changes, the largest, that is dropped",
+        json_schema_extra=PER_MODEL,
+    )
+
+
 def join(keep: Keep, params: ThinningParams, each: Sequence[ThinningParams], *, elects: bool) -> Combine:
     """Sum the weighted changes that are kept: all of them, or those of the elected sign.
 

@@ -1,0 +1,27 @@
+"""Linear DARE: drop changes at random, enlarge what is kept, and add it up."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from modelworks.merge.consensus import join
+from modelworks.merge.dropping import DroppingParams, keep_at_random
+from modelworks.merge.method import Method
+
+if TYPE_CHECKING:
+    from modelworks.merge.method import Combine, TensorLook
+
+
+class DareLinearParams(DroppingParams):
+    """Linear DARE's are those of every method that drops at random."""
+
+
+def prepare(look: TensorLook, params: DareLinearParams, each: Sequence[DareLinearParams]) -> Combine:
+    """lambda * sum(w_i kept_i), each d_i / density with a chance of density, else 0 (arXiv:2311.03099)."""
+    return join(keep_at_random(look, params, each), params, each, elects=False)
+
+
+DARE_LINEAR = Method(
+    "dare_linear", DareLinearParams, prepare=prepare, space="delta", paper="arXiv:2311.03099",
+)  # fmt: skip

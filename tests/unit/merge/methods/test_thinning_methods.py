@@ -1,0 +1,61 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from modelworks.merge.method import methods
+from modelworks.merge.methods.breadcrumbs import BreadcrumbsParams
+from modelworks.merge.methods.breadcrumbs import prepare as breadcrumbs
+from modelworks.merge.methods.breadcrumbs_ties import BreadcrumbsTiesParams
+from modelworks.merge.methods.breadcrumbs_ties import prepare as breadcrumbs_ties
+from pieces import Looked
+
+LINEAR = ("dare_linear", "della_linear", "breadcrumbs")
+ELECTING = ("ties", "dare_ties", "della", "breadcrumbs_ties")
+
+
+def merged(name: str, deltas: list[list[float]], **params: object) -> list[float]:
+    method = methods()[name]
+    its = method.params_type.model_validate(params)
+    look = Looked(torch.tensor(deltas), torch.zeros(len(deltas[0])))
+    combine = method.begin(look, its, [its] * len(deltas))
+    return [value for piece in look.pieces() for value in combine(piece).tolist()]
+
+
+@pytest.mark.parametrize("name", [*LINEAR, *ELECTING])
+def test_one_model_kept_whole_is_that_model(name: str) -> None:
+    assert merged(name, [[1.0, -2.0, 0.0]]) == [1.0, -2.0, 0.0]
+
+
+@pytest.mark.parametrize("name", LINEAR)
+def test_linear_ones_add_up(name: str) -> None:
+    changes = [[1.0, -4.0], [3.0, 2.0]]
+
+    # weight 2: 2 * (1 + 3) and 2 * (-4 + 2); lambda halves; normalized, the weights' sum of 4 divides
+    assert merged(name, changes, weight=2) == [8.0, -4.0]
+    assert merged(name, changes, weight=2, normalize=True, **{"lambda": 0.5}) == [1.0, -0.5]
+    assert merged(name, changes, weight=0, normalize=True) == [0.0, 0.0]
+
+
+@pytest.mark.parametrize("name", ELECTING)
+def test_electing_ones_leave_out_what_disagrees(name: str) -> None:
+    assert merged(name, [[1.0, -4.0], [3.0, 2.0]], normalize=False) == [4.0, -4.0]
+    assert merged(name, [[1.0, -4.0], [3.0, 2.0]], normalize=True) == [2.0, -4.0]
+
+
+def test_breadcrumbs_drop_the_largest_and_the_smallest() -> None:
+    params = BreadcrumbsParams(density=0.5, gamma=0.25)
+    look = Looked(torch.tensor([[1.0, -8.0, 3.0, -2.0]]), torch.zeros(4))
+    (piece,) = look.pieces()
+
+    # of four: one dropped above, two kept, one dropped below
+    assert breadcrumbs(look, params, [params])(piece).tolist() == [0, 0, 3, -2]
+
+
+def test_breadcrumbs_ties_elects_among_what_is_left() -> None:
+    params = BreadcrumbsTiesParams(density=0.5, gamma=0.25)
+    look = Looked(torch.tensor([[1.0, -8.0, 3.0, -2.0], [9.0, 2.0, -4.0, -1.0]]), torch.zeros(4))
+    (piece,) = look.pieces()
+
+    # kept: 3, -2 and 2, -4; the sum of 3 and -4 elects minus
+    assert breadcrumbs_ties(look, params, [params] * 2)(piece).tolist() == [0, 2, -4, -2]
