@@ -74,6 +74,10 @@ class Client:
         path = f"/modelworks/{quote(kind, safe='')}"
         return _JOB.validate_json(self._send("POST", path, json=spec, params={"priority": priority}, headers=headers))
 
+    def plan_merge(self, spec: Mapping[str, object]) -> JsonObject:
+        """What a merge would do and take, by headers alone; `spec` is a merge's, or mergekit's file."""
+        return self._object("POST", "/modelworks/merge/plan", json=spec)
+
     def job(self, job_id: str) -> Job:
         return _JOB.validate_json(self._send("GET", _job_path(job_id)))
 

@@ -30,11 +30,10 @@ Progress = Callable[[JsonObject], None]
 
 @dataclass(frozen=True)
 class FolderMerge:
-    """A merge that was found sound by headers alone, and what there is to say of it."""
+    """A merge that was found sound by headers alone."""
 
     spec: MergeSpec
     plan: Plan
-    notes: tuple[str, ...]
     estimate: Estimate
 
 
@@ -57,7 +56,7 @@ def plan_folders(body: Mapping[str, Any], settings: Settings, threads: int = 0) 
     spec = parse_spec(MergeSpec, told, where="merge")
     inputs, doubts = find_inputs(spec.names, _laid_on(spec), workspace(settings))
     plan = make_plan(spec, inputs)
-    return FolderMerge(spec, plan, (*notes, *doubts, *plan.warnings), estimate(plan, threads, spec.device))
+    return FolderMerge(spec, plan, estimate(plan, threads, spec.device, (*notes, *doubts)))
 
 
 def merge_folders(

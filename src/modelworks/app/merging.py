@@ -4,11 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from modelworks.app.folder_merging import read_merge
+from modelworks.app.kinds import kind_named
 from modelworks.app.services import Services
 from modelworks.core import clock
 from modelworks.core.errors import Invalid, NotFound
 from modelworks.core.nouns import AnyArtifact, EventType, Job, JsonObject
+from modelworks.core.spec import parse_spec
 from modelworks.core.states import JobState
+from modelworks.merge.estimate import Estimate as Estimate
+from modelworks.merge.estimate import estimate
+from modelworks.merge.plan import make_plan
+from modelworks.merge.spec import MergeSpec
 from modelworks.store import events
 
 NO_GPU = "use_gpu: there is no GPU here, so the merge runs on the CPU; the result is the same"
@@ -32,6 +39,17 @@ def queue_merge(services: Services, spec: Mapping[str, object], params: JsonObje
         events.append(connection, job.id, said)
     services.feed.tell(job.id)
     return job
+
+
+def plan_merge(services: Services, body: Mapping[str, object]) -> Estimate:
+    """Check a merge as its job would, and say what it would do and take; `body` may be mergekit's.
+
+    Raises:
+        Invalid: with one Problem for each thing that is wrong.
+    """
+    told, notes = read_merge(body)
+    spec = parse_spec(MergeSpec, told, where="merge")
+    return estimate(make_plan(spec, services.inputs(kind_named("merge"), spec)), 0, spec.device, notes)
 
 
 def merge_job(services: Services, id_or_alias: str) -> Job:

@@ -87,7 +87,7 @@ def merge(
         return
     started = time.monotonic()
     planned = folder_merging.plan_folders(body, session.settings, threads or 0)
-    _say(session, planned.notes)
+    _say(session, planned.estimate.notes)
     if dry_run or out is None:
         _print_plan(session, planned)
         return
@@ -115,10 +115,10 @@ def _print_plan(session: Session, planned: FolderMerge) -> None:
 
     facts = asdict(planned.estimate)
     if session.json:
-        render.print_json(facts | {"notes": planned.notes})
+        render.print_json(facts)
         return
     sizes = {key: render.size(facts[key]) for key in ("bytes_read", "bytes_written", "memory_bytes")}
-    render.print_facts(facts | sizes | {"seconds": f"about {facts['seconds']}"})
+    render.print_facts(facts | sizes | {"seconds": f"about {facts['seconds']}", "notes": None})
 
 
 @contextmanager

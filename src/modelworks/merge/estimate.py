@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from modelworks.core.config import count_gpus
@@ -38,9 +38,11 @@ class Estimate:
     bytes_written: int
     seconds: float
     memory_bytes: int
+    # What is doubtful, or has no effect.
+    notes: tuple[str, ...] = ()
 
 
-def estimate(plan: Plan, threads: int, device: str) -> Estimate:
+def estimate(plan: Plan, threads: int, device: str, notes: Sequence[str] = ()) -> Estimate:
     """Args: threads: 0 for as many as there are cores; device: auto is the GPU that the driver lists, or the CPU."""
     device = ("cuda" if count_gpus() else "cpu") if device == "auto" else device
     threads = thread_count(Pace(device, threads))
@@ -63,6 +65,7 @@ def estimate(plan: Plan, threads: int, device: str) -> Estimate:
         bytes_read=read,
         bytes_written=plan.size_bytes,
         seconds=round(_START_SECONDS + computing + moving, 1),
+        notes=(*notes, *plan.warnings),
         memory_bytes=_START_BYTES + threads * piece * 4 * (len(plan.experts) + _SCRATCH),
     )
 

@@ -131,9 +131,9 @@ def test_an_adapters_folder_is_laid_upon_a_models_folder(tmp_path: Path) -> None
     doubtful = plan_folders(body, Settings(home=tmp_path))
     sound = plan_folders(body | {"base": str(base), "models": [str(tmp_path / "lora")]}, Settings(home=tmp_path))
 
-    assert "trained on" in doubtful.notes[0]
-    assert "other" in doubtful.notes[0]
-    assert sound.notes == ()
+    assert "trained on" in doubtful.estimate.notes[0]
+    assert "other" in doubtful.estimate.notes[0]
+    assert sound.estimate.notes == ()
 
 
 def test_a_snapshot_in_the_hubs_cache_is_found_by_its_name(
