@@ -151,3 +151,31 @@ def test_a_snapshot_in_the_hubs_cache_is_found_by_its_name(
 
         assert planned.plan.frame.path == folder / "e1"
         assert planned.plan.frame.name == name
+
+
+def test_a_merge_that_was_killed_goes_on_where_it_was(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("modelworks.merge.folder.SECONDS_BETWEEN_SYNCS", 0.0)
+    planned = plan_folders({"method": "average", "models": [str(folder / "e1")]}, Settings(home=tmp_path))
+    told: list[Any] = []
+
+    def dies_half_way(facts: JsonObject) -> None:
+        told.append(facts["done"])
+        if len(told) == 20:
+            raise KeyboardInterrupt  # as little is done about it as about a kill
+
+    with pytest.raises(KeyboardInterrupt):
+        merge_folders(planned, tmp_path / "out", dies_half_way, lambda: False, threads=1, overwrite=False)
+    left, half = [path.name for path in tmp_path.iterdir()], told[-2]
+    told.clear()
+    merge_folders(
+        planned, tmp_path / "out", lambda facts: told.append(facts["done"]), lambda: False, threads=1, overwrite=False
+    )
+
+    assert left == ["out.partial"]
+    assert told[0] > half
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    assert load_file(tmp_path / "out" / "model.safetensors")["lm_head.weight"].equal(
+        load_file(folder / "e1" / "model.safetensors")["lm_head.weight"]
+    )
