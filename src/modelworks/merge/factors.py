@@ -16,9 +16,9 @@ if TYPE_CHECKING:
     from torch import Tensor  # noqa: TC004  a dataclass does not evaluate its annotations; torch must not load here
 
 # Directions sampled beyond those wanted, and power iterations (Halko et al. 2011, arXiv:0909.4061, sections 4.2, 4.5).
-_OVERSAMPLING, _POWERS = 10, 3
+_OVERSAMPLING, _POWERS = 32, 4
 # Below this size, or where at least this share of the directions is wanted, an exact decomposition costs no more.
-_SMALL, _LARGE_SHARE = 256, 0.25
+_SMALL, _LARGE_SHARE = 1024, 0.25
 
 
 @dataclass(frozen=True, slots=True)
