@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING, Literal, Protocol
 
-from modelworks.core.errors import Invalid
+from modelworks.core.errors import Invalid, Unsupported
 from modelworks.merge.findings import Findings, samples
 from modelworks.merge.method import Combine, Piece
 from modelworks.merge.pieces import ModelLook, Pieces, StepLook, Watch
@@ -58,8 +58,13 @@ def merge(
 
     Raises:
         Invalid: a result is not finite.
+        Unsupported: the method makes an adapter.
         Cancelled: as the watch says.
     """
+    if plan.method.gives_adapter:
+        raise Unsupported(
+            f"{plan.method.name} makes an adapter, not a model; merge into a name or a folder, and load that"
+        )
     engine = _Engine(plan, sink, watch, pace)
     # The largest first: none of them is left alone at the end.
     steps = sorted((s for s in plan.steps if s.output.name not in finished), key=lambda step: -step.elements)
