@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import subprocess
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -206,3 +210,37 @@ def test_adapters_are_searched_on_their_base(tmp_path: Path, shelf: dict[str, An
 
     assert result["held_out"].keys() == {"recipe", "winner"}
     assert [parent.name for parent in job.drafts[0].parents] == ["base", "adapter", "rows"]
+
+
+def test_a_real_job_whose_runner_is_killed_ends_with_every_trial_once(tmp_path: Path) -> None:
+    home = {**{key: value for key, value in os.environ.items() if not key.startswith("MODELWORKS_")},
+            "MODELWORKS_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}  # fmt: skip
+    command = str(Path(sys.executable).parent / "modelworks")
+    for seed, name in enumerate(("base", "one")):
+        folder = tiny_llama(tmp_path / name, seed=seed)
+        subprocess.run([command, "models", "add", str(folder), "--name", name], check=True, env=home)
+    rows = [{"question": f"what is {n}?", "answer": f"it is {n}"} for n in range(40)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    upload = ("upload", str(tmp_path / "rows.jsonl"), "--columns", "instruction=question,output=answer")
+    subprocess.run([command, *upload, "--validation-share", "0.5"], check=True, env=home)
+    (tmp_path / "recipe.yaml").write_text("base: base\nmodels: [one]\n")
+    asked = ("merge", "search", str(tmp_path / "recipe.yaml"), "--dataset", "rows", "--metric", "perplexity",
+             "--trials", "60", "--space", "weights=0:1.5", "--name", "best", "--follow", "--json")  # fmt: skip
+
+    with subprocess.Popen([command, *asked], stdout=subprocess.PIPE, text=True, env=home) as running:
+        assert running.stdout is not None
+        events = []
+        for line in running.stdout:
+            events.append(json.loads(line))
+            if events[-1].get("type") == "metric" and events[-1]["body"]["step"] == 3:
+                (process,) = (tmp_path / "home" / "jobs").glob("*/process.json")
+                os.kill(json.loads(process.read_text())["pid"], signal.SIGKILL)
+
+    *story, job = events
+    told = [event["body"] for event in story]
+    assert job["state"] == "succeeded"
+    assert job["runs"] == 2
+    assert any(str(body.get("message")).startswith("going on behind trial") for body in told)
+    assert sorted(row["trial"] for row in job["result"]["leaderboard"]) == list(range(61))
+    steps = [body["step"] for body in told if "step" in body]
+    assert steps == sorted(set(steps))

@@ -55,3 +55,20 @@ def test_a_family_tree_shows_roles_digests_settings_and_metrics(capsys: pytest.C
     assert "loss=1.25" in printed
     assert "base tiny  model aaaaaaaaaaaa" in printed
     assert "source=/there" in printed
+
+
+def test_a_leaderboard_has_a_column_for_every_goal_and_every_place() -> None:
+    rows = [
+        {"rank": 1, "trial": 1, "goals": {"perplexity": 2.0}, "point": {"weights.0": 0.5}, "seconds": 1.0},
+        {"rank": 2, "trial": 0, "goals": {"perplexity": 3.0}, "point": {"weights.0": 1.0}, "seconds": 1.5},
+        {"rank": 3, "trial": 2, "goals": {"perplexity": None}, "point": {}, "seconds": 0.1, "problem": "NaN"},
+    ]
+
+    headings, lines = render.leaderboard({"goals": [{"name": "perplexity", "better": "lower"}], "leaderboard": rows})
+
+    assert headings == ["rank", "trial", "perplexity", "weights.0", "seconds", ""]
+    assert lines == [
+        [1, 1, 2.0, 0.5, 1.0, ""],
+        [2, 0, 3.0, 1.0, 1.5, "the recipe as it stands"],
+        [3, 2, None, None, 0.1, "NaN"],
+    ]

@@ -37,6 +37,16 @@ def test_a_map_has_a_singular_flag_too() -> None:
     assert option_of("params", FIELDS["params"]).opts == ["--params", "--param"]
 
 
+def test_a_list_has_a_singular_flag_too() -> None:
+    assert option_of("models", FIELDS["models"]).opts == ["--models", "--model"]
+
+
+def test_a_range_is_not_read_as_minutes_and_seconds() -> None:
+    assert values_of(FIELDS, {"params": ("weights=0:1.5", "t=-1:1")}, {}) == {
+        "params": {"weights": "0:1.5", "t": "-1:1"}
+    }
+
+
 def test_a_yes_or_no_can_be_switched_off() -> None:
     assert option_of("replace", FIELDS["replace"]).secondary_opts == ["--no-replace"]
 
