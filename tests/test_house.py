@@ -101,7 +101,7 @@ def test_every_exception_to_a_rule_gives_its_reason() -> None:
 
 
 def test_torch_and_its_kin_are_imported_only_where_they_run() -> None:
-    heavy = {"torch", "transformers", "trl", "peft", "accelerate", "datasets", "gguf", "pyarrow"}
+    heavy = {"torch", "transformers", "trl", "peft", "accelerate", "datasets", "gguf", "optuna", "pyarrow"}
     allowed = PACKAGE / "serve" / "native"
 
     found = {relative(path): sorted(imported(path) & heavy) for path in SOURCES if not path.is_relative_to(allowed)}

@@ -25,7 +25,7 @@ def suggest(axes: Sequence[Axis], goals: Sequence[Goal], trials: Sequence[Trial]
     import optuna
 
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    sampler = optuna.samplers.TPESampler(n_startup_trials=RANDOM_TRIALS, seed=seed * 100_003 + len(trials))
+    sampler = optuna.samplers.TPESampler(n_startup_trials=RANDOM_TRIALS, seed=(seed * 100_003 + len(trials)) % 2**32)
     study = optuna.create_study(
         directions=["maximize" if goal.metric.better == "higher" else "minimize" for goal in goals], sampler=sampler
     )

@@ -42,7 +42,7 @@ class SearchSpec(Spec):
     each_dataset: bool = Field(
         False, description="let each dataset be a goal of its own, instead of the mean over all of them"
     )
-    trials: int = Field(20, ge=1, le=10_000, description="how many merges to try beside the recipe itself")
+    trials: int = Field(20, ge=1, le=1000, description="how many merges to try beside the recipe itself")
     space: dict[str, Values] = Field(
         default_factory=dict,
         description="what to change, as NAME=LOW:HIGH or NAME=A,B,C: weights, weights.0, params.density, "
