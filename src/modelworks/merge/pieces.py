@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 # Of the pieces of a look, so that what a method learns does not depend on the pieces of the merge.
 LOOK_ELEMENTS = 1 << 18
+# A tensor of no more is read once, however often a method looks.
+KEPT_PIECES = 4
 
 
 class Watch(Protocol):
@@ -136,10 +138,19 @@ class StepLook:
     def __init__(self, pieces: Pieces, step: Step) -> None:
         self.name, self.shape, self.size = step.output.name, step.output.shape, step.elements
         self._pieces, self._step = pieces, step
+        self._kept: list[Piece] = []
 
     def pieces(self) -> Iterator[Piece]:
+        if self._kept:
+            yield from self._kept
+            return
+        found = []
         for start, stop in self._pieces.spans(self._step, LOOK_ELEMENTS):
-            yield self._pieces.read(self._step, start, stop)
+            piece = self._pieces.read(self._step, start, stop)
+            if self.size <= KEPT_PIECES * LOOK_ELEMENTS:
+                found.append(piece)
+            yield piece
+        self._kept = found
 
 
 class ModelLook:

@@ -92,10 +92,9 @@ class Checkpoint:
         info = self.tensors[name]
         torch_name, width = DTYPES[info.dtype]
         last = info.elements if stop is None else stop
-        raw = bytearray((last - start) * width)
-        self._read_into(info, memoryview(raw), info.start + start * width)
-        dtype = getattr(torch, torch_name)
-        tensor = torch.frombuffer(raw, dtype=dtype) if raw else torch.empty(0, dtype=dtype)
+        tensor = torch.empty(last - start, dtype=getattr(torch, torch_name))
+        if last > start:
+            self._read_into(info, tensor.view(torch.uint8).numpy().data, info.start + start * width)
         return tensor.reshape(info.shape) if start == 0 and stop is None else tensor
 
     def _read_into(self, info: TensorInfo, view: memoryview, offset: int) -> None:
