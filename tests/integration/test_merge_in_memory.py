@@ -145,7 +145,7 @@ def test_answers_are_those_of_the_same_merge_on_the_disk_and_change_with_it(
 def test_an_answer_that_goes_on_keeps_its_weights_and_one_asked_for_meanwhile_gets_the_new_ones(
     folders: dict[str, Path], tmp_path: Path
 ) -> None:
-    long = {"max_tokens": 300, "temperature": 0}
+    long: dict[str, Any] = {"max_tokens": 300, "temperature": 0}
 
     async def scene(services: Services) -> None:
         async def answer() -> str:

@@ -12,12 +12,12 @@ from modelworks.app.kinds import kind_named
 from modelworks.app.services import Services
 from modelworks.core.errors import Conflict, Invalid, Problem
 from modelworks.core.ids import check_name
-from modelworks.core.nouns import Deployment, JsonObject, Model
+from modelworks.core.nouns import AnyArtifact, Deployment, JsonObject, Model
 from modelworks.core.spec import parse_spec
 from modelworks.merge.fit import HEAD
 from modelworks.merge.plan import Plan, make_plan
 from modelworks.merge.spec import MergeSpec
-from modelworks.store.catalog import to_json
+from modelworks.store.catalog import from_json, to_json
 from modelworks.weights.reader import Checkpoint
 
 ENGINE = "merge in memory"
@@ -59,9 +59,10 @@ def live_merges(services: Services) -> list[Deployment]:
 
 def _prepare(services: Services, body: Mapping[str, object]) -> tuple[str, Model, JsonObject]:
     spec = parse_spec(MergeSpec, body, where="merge")
-    inputs = services.inputs(kind_named("merge"), spec)
-    plan = make_plan(spec, inputs)
     name = check_name(spec.published_name)
+    known = _folders(services.gateway.recipe(name))
+    inputs = known if set(spec.names) <= known.keys() else services.inputs(kind_named("merge"), spec)
+    plan = make_plan(spec, inputs)
     if problems := tuple(_problems(spec, plan)):
         raise Invalid(f"this cannot be merged in memory: {'; '.join(map(str, problems))}", problems=problems)
     services.catalog.check_free("models", name, replace=False)
@@ -69,6 +70,12 @@ def _prepare(services: Services, body: Mapping[str, object]) -> tuple[str, Model
         raise Conflict(f"{name!r} is an entry; choose another name")
     artifacts: JsonObject = {key: to_json(artifact) for key, artifact in inputs.items()}
     return name, plan.frame, {"spec": spec.model_dump(mode="json"), "inputs": artifacts}
+
+
+def _folders(recipe: Mapping[str, Any]) -> dict[str, AnyArtifact]:
+    """The inputs of a merge that is served, if they are folders that nobody registered: hashing them takes a second."""
+    found = {name: from_json(body) for name, body in recipe.get("inputs", {}).items()}
+    return found if all(artifact.name == str(artifact.path) for artifact in found.values()) else {}
 
 
 def _problems(spec: MergeSpec, plan: Plan) -> Iterator[Problem]:

@@ -9,12 +9,15 @@ from contextlib import AsyncExitStack, ExitStack, aclosing, contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeAlias
 
+from modelworks.app.live import LiveMerge, merge_live
 from modelworks.app.presence import running_server
+from modelworks.app.wiring import App
 from modelworks.cli.options import Session
 from modelworks.client import Client
 from modelworks.core.errors import ModelworksError, Unsupported
 from modelworks.core.generation import ChatMessage, EngineEvent, Finished, GenerateRequest, Token
 from modelworks.core.ids import new_id
+from modelworks.core.nouns import Job
 
 # As many as an engine decodes together by default.
 TOGETHER = 32
@@ -51,18 +54,37 @@ class Answerer(Protocol):
 @contextmanager
 def open_answerer(session: Session, model: str, sampling: Mapping[str, Any], *, bare: bool) -> Iterator[Answerer]:
     """Speak through --server, else through this workspace's server, else through an engine of our own."""
+    with _open(session, model, sampling, bare=bare) as answerer:
+        yield answerer
+
+
+@contextmanager
+def open_live(session: Session, name: str, sampling: Mapping[str, Any]) -> Iterator[_Remote | _Embedded]:
+    """As `open_answerer`, for a merge in memory that is made next, and that ends with this."""
+    with _open(session, name, sampling, live=True) as answerer:
+        yield answerer
+
+
+@contextmanager
+def _open(
+    session: Session, model: str, sampling: Mapping[str, Any], *, bare: bool = False, live: bool = False
+) -> Iterator[_Remote | _Embedded]:
     settings = session.settings
     if settings.server and bare:
         raise Unsupported("a bare prompt is answered by an engine of this workspace; leave --raw or --server out")
     own = running_server(settings)
     url = settings.server or (own.url if own and not bare else None)
     if url is None:
-        with _engine(session, model, sampling) as engine:
+        with _engine(session, model, sampling, live=live) as engine:
             yield engine
         return
     key = settings.api_key.get_secret_value() if settings.api_key else None
     with Client(url, key) as client:
-        yield _Remote(client, model, sampling)
+        try:
+            yield _Remote(client, model, sampling)
+        finally:
+            if live and any(item.deployment.model_name == model for item in client.deployments()):
+                client.unload(model)
 
 
 @dataclass(frozen=True)
@@ -70,6 +92,12 @@ class _Remote:
     client: Client
     model: str
     sampling: Mapping[str, Any]
+
+    def merge(self, body: Mapping[str, object]) -> LiveMerge:
+        return self.client.merge_live(body)
+
+    def queue(self, body: Mapping[str, object]) -> Job:
+        return self.client.submit("merge", body)
 
     def ask(self, question: Question, tell: Tell) -> Answer:
         pieces = []
@@ -84,10 +112,10 @@ class _Remote:
 
 
 @contextmanager
-def _engine(session: Session, model: str, sampling: Mapping[str, Any]) -> Iterator[_Embedded]:
+def _engine(session: Session, model: str, sampling: Mapping[str, Any], *, live: bool) -> Iterator[_Embedded]:
     app = session.app
     # Before anything is started: an unknown name must not cost the seconds of a start.
-    if model not in app.services.entries:
+    if not live and model not in app.services.entries:
         app.services.catalog.model(model)
     with ExitStack() as stack:
         runner = stack.enter_context(asyncio.Runner())
@@ -95,7 +123,7 @@ def _engine(session: Session, model: str, sampling: Mapping[str, Any]) -> Iterat
         gateway = runner.run(running.enter_async_context(app.engines()))
         stack.callback(lambda: runner.run(running.aclose()))
         session.say(f"loading {model} ...")
-        yield _Embedded(runner, gateway.generate, model, sampling)
+        yield _Embedded(runner, gateway.generate, model, sampling, app)
 
 
 @dataclass(frozen=True)
@@ -104,6 +132,16 @@ class _Embedded:
     generate: Generate
     model: str
     sampling: Mapping[str, Any]
+    app: App
+
+    def merge(self, body: Mapping[str, object]) -> LiveMerge:
+        return self.runner.run(merge_live(self.app.services, body))
+
+    def queue(self, body: Mapping[str, object]) -> Job:
+        """Queue a merge, and look after the workspace's jobs for as long as this command lasts."""
+        job = self.app.services.submit("merge", body)
+        self.app.start_worker()
+        return job
 
     def ask(self, question: Question, tell: Tell) -> Answer:
         # Ctrl-C cancels the task, which closes the generator and so frees the engine's place.

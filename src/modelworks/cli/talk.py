@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import click
 
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
     from modelworks.cli.answers import Answerer, Question
 
 Decorated = Callable[..., Any]
+Obey: TypeAlias = Callable[[str], bool]
+_no_order: Obey = lambda _line: False  # noqa: E731  of the type of any other that a conversation may have
 
 
 def sampling_options(temperature: float) -> Callable[[Decorated], Decorated]:
@@ -49,31 +52,68 @@ def _given(sampling: Mapping[str, Any]) -> dict[str, Any]:
 
 @click.command(
     cls=Command, name="chat", short_help="Talk with a model.",
-    example=("modelworks chat smollm2-135m", "modelworks chat mine/shell 'List big files' --temperature 0"),
+    example=(
+        "modelworks chat smollm2-135m",
+        "modelworks chat mine/shell 'List big files' --temperature 0",
+        "modelworks chat --merge recipe.yaml",
+    ),
 )  # fmt: skip
-@click.argument("model")
+@click.argument("model", required=False)
 @click.argument("prompt", required=False)
+@click.option("--merge", "recipe", metavar="RECIPE.yaml", help="Instead of MODEL: merge in memory, and talk with that.")
 @click.option("--system", metavar="TEXT", help="What the model is told before the conversation.")
 @sampling_options(temperature=0.7)
 @pass_session
-def chat(session: Session, model: str, prompt: str | None, system: str | None, **sampling: Any) -> None:
+def chat(
+    session: Session, model: str | None, prompt: str | None, recipe: str | None, system: str | None, **sampling: Any
+) -> None:
     """Talk with a model, or get one answer to PROMPT (or to what comes in on stdin).
 
-    In a conversation Ctrl-C stops an answer, /clear forgets what was said, Ctrl-D leaves.
+    In a conversation Ctrl-C stops an answer, /clear forgets what was said, Ctrl-D leaves. With --merge nothing is
+    written to the disk, and /set changes a coefficient of the recipe between two answers; /save NAME keeps the result.
     """
     from modelworks.cli.answers import open_answerer
 
+    if recipe is not None:
+        if prompt is not None:
+            raise click.UsageError("--merge stands for MODEL: give at most a PROMPT beside it")
+        model, prompt = None, model
+    elif model is None:
+        raise click.UsageError("name a MODEL, or a recipe with --merge")
     before = [{"role": "system", "content": system}] if system else []
     interactive = prompt is None and sys.stdin.isatty()
     if not interactive:
         prompt = sys.stdin.read().strip() if prompt is None else prompt
         if not prompt:
             raise Invalid("there is no prompt: write it behind the model's name, or send it on stdin")
-    with open_answerer(session, model, _given(sampling), bare=False) as answerer:
-        if prompt is not None:
-            _answer_once(session, answerer, model, [*before, {"role": "user", "content": prompt}])
+    with ExitStack() as stack:
+        name, obey = str(model), _no_order
+        if recipe is not None:
+            answerer, name, obey = _live(session, recipe, _given(sampling), stack)
         else:
-            _converse(session, answerer, model, before)
+            answerer = stack.enter_context(open_answerer(session, name, _given(sampling), bare=False))
+        if prompt is not None:
+            _answer_once(session, answerer, name, [*before, {"role": "user", "content": prompt}])
+        else:
+            _converse(session, answerer, name, before, obey)
+
+
+def _live(session: Session, recipe: str, sampling: Mapping[str, Any], stack: ExitStack) -> tuple[Answerer, str, Obey]:
+    """Merge in memory: who answers, its name, and what the conversation may order."""
+    from modelworks.app.folder_merging import read_merge
+    from modelworks.cli.answers import open_live
+    from modelworks.cli.live import ORDERS, LiveRecipe, live_name
+    from modelworks.cli.spec_flags import read_spec_file
+
+    body, notes = read_merge(read_spec_file(recipe))
+    for note in notes:
+        session.say(f"note: {note}")
+    name = live_name(body)
+    answerer = stack.enter_context(open_live(session, name, sampling))
+    live = LiveRecipe(session, answerer, name, body)
+    live.make(body)
+    session.say(ORDERS)
+    return answerer, name, live.obey
 
 
 def _answer_once(session: Session, answerer: Answerer, model: str, messages: list[dict[str, str]]) -> None:
@@ -87,7 +127,7 @@ def _answer_once(session: Session, answerer: Answerer, model: str, messages: lis
     click.echo()
 
 
-def _converse(session: Session, answerer: Answerer, model: str, before: list[dict[str, str]]) -> None:
+def _converse(session: Session, answerer: Answerer, model: str, before: list[dict[str, str]], obey: Obey) -> None:
     import readline  # noqa: F401 - gives input() its history and line editing
 
     session.say(f"{model}: Ctrl-C stops an answer, /clear forgets, Ctrl-D leaves")
@@ -100,7 +140,7 @@ def _converse(session: Session, answerer: Answerer, model: str, before: list[dic
             return
         if asked == "/clear":
             messages = list(before)
-        elif asked:
+        elif asked and not obey(asked):
             messages.append({"role": "user", "content": asked})
             messages.append({"role": "assistant", "content": _stream(answerer, messages)})
 

@@ -186,6 +186,11 @@ class Gateway:
         # A caller who goes away must not leave an engine whose recipe nobody knows.
         return await asyncio.shield(asyncio.ensure_future(self._remake(live, recipe, device)))
 
+    def recipe(self, name: str) -> JsonObject:
+        """What a merge in memory was last made from; nothing if there is none of that name."""
+        live = self._live.get(_live_key(name))
+        return live.recipe if live else {}
+
     async def _remake(self, live: Live, recipe: JsonObject, device: str | None) -> JsonObject:
         async with live.lock:
             key = _key(live)
