@@ -44,16 +44,23 @@ def join(keep: Keep, params: ThinningParams, each: Sequence[ThinningParams], *, 
     The sign of sum(w_i d_i) is elected for each element, plus where it is 0 (TIES: Yadav et al. 2023,
     arXiv:2306.01708, Algorithm 1, there with equal weights).
     """
+    import torch
+
     weights = [its.weight for its in each]
+    total = torch.tensor(weights, dtype=torch.float32).sum()
+    divided = 1.0 if abs(total) < 1e-8 else float(total)
 
     def combine(piece: Piece) -> Tensor:
         kept = keep(piece)
         for row, weight in zip(kept, weights, strict=True):
             if weight != 1:
                 row *= weight
-        merged, divisor = _elected(kept, weights, params.normalize) if elects else (_sum(kept), sum(weights))
-        if params.normalize:
-            merged /= divisor if elects or abs(float(divisor)) >= 1e-8 else 1
+        if elects:
+            merged = _elected(kept, weights, params.normalize)
+        else:
+            merged = _sum(kept)
+            if params.normalize:  # by a tensor: a GPU would multiply by a number's reciprocal
+                merged /= merged.new_tensor(divided)
         return merged if params.lambda_ == 1 else merged.mul_(params.lambda_)
 
     return combine
@@ -66,10 +73,10 @@ def _sum(rows: Tensor) -> Tensor:
     return total
 
 
-def _elected(rows: Tensor, weights: Sequence[float], normalize: bool) -> tuple[Tensor, Tensor]:
-    """The sum of what has the elected sign, and the sum of its models' weights, 1 where that is 0. Spoils the rows.
+def _elected(rows: Tensor, weights: Sequence[float], normalize: bool) -> Tensor:
+    """The sum of what has the elected sign, divided if asked to by its models' weights, if that is not 0.
 
-    With numbers for masks throughout: they are several times faster than truth values.
+    Spoils the rows. Masks are numbers throughout: they are several times faster than truth values.
     """
     import torch
 
@@ -78,12 +85,14 @@ def _elected(rows: Tensor, weights: Sequence[float], normalize: bool) -> tuple[T
     torch.relu_(rows)  # the magnitudes of those that agree, zeros for the rest
     merged = _sum(rows).mul_(sign)
     if not normalize:
-        return merged, sign
+        return merged
     rows.sign_()
     for row, weight in zip(rows, weights, strict=True):
-        row *= weight
+        if weight != 1:
+            row *= weight
     divisor = _sum(rows)
-    return merged, divisor.add_(torch.eq(divisor, 0, out=sign))
+    divisor += torch.eq(divisor, 0, out=sign)
+    return merged.div_(divisor)
 
 
 def restore_l1(look: TensorLook, keep: Keep) -> Keep:

@@ -87,8 +87,9 @@ def _chances(deltas: Tensor, width: int, each: Sequence[RankedParams]) -> Tensor
         if its.density in (0, 1):
             out.fill_(its.density)
             continue
-        # From 0 for the smallest to 1 for the largest; an only one has the middle chance.
-        share = _ranks(row.view(-1, width)) / (width - 1) if width > 1 else torch.full_like(row, 0.5)
+        # From 0 for the smallest to 1 for the largest; an only one has the middle chance. Divided by a tensor: a GPU
+        # would multiply by a number's reciprocal.
+        share = _ranks(row.view(-1, width)) / row.new_tensor(width - 1) if width > 1 else torch.full_like(row, 0.5)
         torch.add(share.view(-1) * (2 * its.epsilon), its.density - its.epsilon, out=out)
     return chances
 
