@@ -217,8 +217,9 @@ def _aligned(
         return None
     own = members[owner]
     ids, added = dict(own.tokens.ids), list[JsonObject]()
-    others = members if choice.source == "union" else ()
-    for token, entry in [*_missing(ids, others), *((token, None) for token in choice.tokens if token not in ids)]:
+    missing = _missing(ids, members if choice.source == "union" else ())
+    missing |= {token: missing.get(token) for token in choice.tokens if token not in ids}
+    for token, entry in missing.items():
         ids[token] = max(ids.values()) + 1 if not added else int(str(added[-1]["id"])) + 1
         added.append({**(entry or _plain(token)), "id": ids[token]})
     if plain := sum(not entry["special"] for entry in added):
@@ -237,14 +238,14 @@ def _aligned(
     return Vocabulary(owner, members, has_base, ids, size, used if multiple else size, rules, tuple(added))
 
 
-def _missing(ids: Mapping[str, int], members: Sequence[Member]) -> list[tuple[str, JsonObject | None]]:
+def _missing(ids: Mapping[str, int], members: Sequence[Member]) -> dict[str, JsonObject | None]:
     """The tokens of the members that are not among these, model by model in the order of their numbers."""
     found: dict[str, JsonObject | None] = {}
     for member in members:
         for token, place in sorted(member.tokens.ids.items(), key=lambda item: item[1]):
             if token not in ids and token not in found and place < member.rows:
                 found[token] = member.tokens.added.get(token)
-    return list(found.items())
+    return found
 
 
 def _plain(token: str) -> JsonObject:

@@ -175,6 +175,15 @@ def test_a_rule_gives_a_token_another_row(inputs: dict[str, Model]) -> None:
     assert all(torch.equal(values[ids["<|new|>"]], stored["two"][7]) for values in rows)
 
 
+def test_a_rule_for_a_token_of_a_union_adds_it_once(inputs: dict[str, Model]) -> None:
+    plan = planned(inputs, {"source": "union", "tokens": {"<|tool|>": {"source": {"kind": "zero"}}}})
+
+    assert plan.vocabulary is not None
+    assert [(entry["content"], entry["id"], entry["special"]) for entry in plan.vocabulary.added] == [
+        ("<|tool|>", 259, True), ("<|think|>", 260, True),
+    ]  # fmt: skip
+
+
 def test_a_rule_that_cannot_be_followed_is_told(inputs: dict[str, Model]) -> None:
     rules = {"A": {"source": "three"}, "<|tool|>": {"source": "two"}}
 
