@@ -33,7 +33,10 @@ class Goal:
 
     def loss(self, trial: Trial) -> float:
         """Lower is better; infinite for a trial that failed."""
-        value = self.of(trial.measured)
+        return self.loss_of(trial.measured)
+
+    def loss_of(self, measured: Measures) -> float:
+        value = self.of(measured)
         return math.inf if value is None else -value if self.metric.better == "higher" else value
 
 

@@ -114,6 +114,7 @@ def _tried(
 def _report(spec: SearchSpec, job: JobContext, goals: Sequence[Goal], bench: Bench, best: MergeSpec) -> JsonObject:
     """The recipe and the best on the rows that nothing was chosen by."""
     found: JsonObject = {}
+    losses: dict[str, list[float]] = {}
     for name, recipe in (("recipe", spec.recipe), ("winner", best)):
         if name == "winner" and recipe is spec.recipe:
             return found | {name: found["recipe"]}
@@ -125,6 +126,10 @@ def _report(spec: SearchSpec, job: JobContext, goals: Sequence[Goal], bench: Ben
         except Invalid:  # the recipe may fail where its winner does not
             measured = {}
         found[name] = dict(_met(goals, measured))
+        losses[name] = [goal.loss_of(measured) for goal in goals]
+    worse = [goal.label for goal, now, was in zip(goals, losses["winner"], losses["recipe"], strict=True) if now > was]
+    if worse:
+        job.log(f"on rows it was not chosen on the best is worse in {', '.join(worse)}: choose by more rows", "warning")
     return found
 
 
