@@ -59,3 +59,20 @@ def test_breadcrumbs_ties_elects_among_what_is_left() -> None:
 
     # kept: 3, -2 and 2, -4; the sum of 3 and -4 elects minus
     assert breadcrumbs_ties(look, params, [params] * 2)(piece).tolist() == [0, 2, -4, -2]
+
+
+@pytest.mark.parametrize("params", [{}, {"rescale": True, "normalize": True}])
+@pytest.mark.parametrize("name", [*LINEAR, *ELECTING])
+def test_pieces_of_any_size_give_the_same(name: str, params: dict[str, bool]) -> None:
+    method, dice = methods()[name], torch.Generator().manual_seed(0)
+    its = method.params_type(density=0.4, **params)
+    models, base = torch.randn(3, 600, generator=dice).bfloat16().float(), torch.zeros(600)
+
+    def in_pieces(rows: int) -> torch.Tensor:
+        combine = method.begin(Looked(models, base, 200, whole_shape=(30, 20)), its, [its] * 3)
+        return torch.cat([combine(piece) for piece in Looked(models, base, rows * 20, whole_shape=(30, 20)).pieces()])
+
+    whole = in_pieces(30)
+    assert 0 < whole.count_nonzero() < 600
+    assert torch.equal(in_pieces(1), whole)
+    assert torch.equal(in_pieces(7), whole)
