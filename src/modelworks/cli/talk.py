@@ -102,7 +102,7 @@ def _live(session: Session, recipe: str, sampling: Mapping[str, Any], stack: Exi
     """Merge in memory: who answers, its name, and what the conversation may order."""
     from modelworks.app.folder_merging import read_merge
     from modelworks.cli.answers import open_live
-    from modelworks.cli.live import ORDERS, LiveRecipe, live_name
+    from modelworks.cli.live import LiveRecipe, live_name
     from modelworks.cli.spec_flags import read_spec_file
 
     body, notes = read_merge(read_spec_file(recipe))
@@ -112,7 +112,6 @@ def _live(session: Session, recipe: str, sampling: Mapping[str, Any], stack: Exi
     answerer = stack.enter_context(open_live(session, name, sampling))
     live = LiveRecipe(session, answerer, name, body)
     live.make(body)
-    session.say(ORDERS)
     return answerer, name, live.obey
 
 
@@ -131,6 +130,10 @@ def _converse(session: Session, answerer: Answerer, model: str, before: list[dic
     import readline  # noqa: F401 - gives input() its history and line editing
 
     session.say(f"{model}: Ctrl-C stops an answer, /clear forgets, Ctrl-D leaves")
+    if obey is not _no_order:
+        from modelworks.cli.live import ORDERS
+
+        session.say(ORDERS)
     messages = list(before)
     while True:
         try:
