@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 from modelworks.core.nouns import JsonObject
 from modelworks.merge.engine import Pace, merge
 from modelworks.merge.memory import MemorySink
@@ -17,6 +15,7 @@ from modelworks.store.catalog import from_json
 from modelworks.weights.loading import choose_device
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
 
@@ -37,6 +36,8 @@ def make(recipe: Mapping[str, Any], dtype: torch.dtype, device: torch.device) ->
     Raises:
         Invalid: the models do not fit together any more, or the result is not finite.
     """
+    import torch
+
     spec = MergeSpec.model_validate(recipe["spec"])
     plan = make_plan(spec, {name: from_json(body) for name, body in recipe["inputs"].items()})
     tensors = {step.output.name: torch.empty(step.output.shape, dtype=dtype, device=device) for step in plan.steps}
