@@ -20,7 +20,7 @@ from modelworks.merge.layers import restacked
 from modelworks.merge.pieces import Watch
 from modelworks.merge.plan import Plan
 from modelworks.merge.report import write_report
-from modelworks.merge.vocabulary import write_tokenizer
+from modelworks.merge.tokenizer_files import write_tokenizer
 from modelworks.weights.reader import INDEX
 from modelworks.weights.safety import read_object
 from modelworks.weights.writer import CheckpointWriter

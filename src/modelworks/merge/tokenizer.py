@@ -15,10 +15,6 @@ from modelworks.weights.safety import read_object
 
 POLICIES = "say tokenizer: base, first, union, or the model whose tokens the result is to have"
 TOKENIZER, TEMPLATE = "tokenizer.json", "chat_template.jinja"
-FILES = (
-    TOKENIZER, TEMPLATE, "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "chat_template.json",
-    "vocab.json", "vocab.txt", "merges.txt", "tokenizer.model", "spiece.model", "generation_config.json",
-)  # fmt: skip
 _SHOWN = 3
 
 

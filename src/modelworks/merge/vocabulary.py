@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-import json
 import re
-import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import repeat
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from modelworks.core.errors import Invalid, Problem
 from modelworks.core.nouns import JsonObject, Model
 from modelworks.core.registry import nearest
 from modelworks.merge.spec import MergeSpec, NoEmbedding, TokenizerChoice, TokenRule
-from modelworks.merge.tokenizer import FILES, TEMPLATE, TOKENIZER, TokenReader, Tokens, clashes
+from modelworks.merge.tokenizer import TokenReader, Tokens, clashes
 from modelworks.weights.reader import TensorInfo
-from modelworks.weights.safety import read_object
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -26,7 +22,6 @@ if TYPE_CHECKING:
 _VOCABULARY = re.compile(
     r"(^|\.)(embed_tokens|lm_head|wte|embed_in|embed_out|word_embeddings|tok_embeddings)\.(weight|bias)$"
 )
-_SPECIAL_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 # Instead of a place among the members: no row but zeros, the mean of the members that have the token, or the mean of
 # all tokens.
 _ZERO, _SOME, _ALL = -1, -2, -3
@@ -131,8 +126,11 @@ class Vocabulary:
 
         tables, own = self._tables
         donors, rows = (table[first:last] for table in tables[member])
+        kinds = torch.unique(donors).tolist()
+        if len(kinds) == 1 and kinds[0] >= 0:
+            return _gather(kinds[0], rows, width, stored)
         result = torch.zeros(last - first, width)
-        for donor in torch.unique(donors).tolist():
+        for donor in kinds:
             here = (donors == donor).nonzero().view(-1)
             if donor >= 0:
                 result[here] = _gather(donor, rows[here], width, stored)
@@ -164,6 +162,9 @@ def _gather(member: int, rows: Tensor, width: int, stored: Callable[[int, int, i
 
     if not len(rows):
         return torch.zeros(0, width)
+    first, last = int(rows[0]), int(rows[-1])
+    if last - first + 1 == len(rows) and torch.equal(rows, torch.arange(first, last + 1)):
+        return stored(member, first * width, (last + 1) * width).float().view(-1, width)
     wanted, places = torch.unique(rows, return_inverse=True)
     breaks = ((wanted[1:] - wanted[:-1]) != 1).nonzero().view(-1) + 1
     runs = wanted.tensor_split(breaks)
@@ -269,34 +270,3 @@ def _ruled(token: str, rule: TokenRule, members: Sequence[Member], by_name: Mapp
     if row is None or row >= members[place].rows:
         return f"{name} has no row for {wanted if row is None else row!r}"
     return place, row
-
-
-def write_tokenizer(folder: Path, frame: Path, vocabulary: Vocabulary | None, template: str | None) -> None:
-    """Give a folder that holds the frame's files the result's tokenizer and chat template."""
-    config = read_object(folder / "config.json")
-    owner = vocabulary.members[vocabulary.owner].model.path if vocabulary is not None else frame
-    if owner != frame:
-        for name in FILES:
-            (folder / name).unlink(missing_ok=True)
-            if (owner / name).is_file():
-                shutil.copyfile(owner / name, folder / name)
-        theirs = read_object(owner / "config.json")
-        config |= {key: theirs[key] for key in _SPECIAL_IDS if key in theirs}
-    if vocabulary is not None:
-        text = config.get("text_config")
-        (text if isinstance(text, dict) and "vocab_size" in text else config)["vocab_size"] = vocabulary.size
-    _write(folder / "config.json", config)
-    if vocabulary is not None and vocabulary.added:
-        content: Any = read_object(folder / TOKENIZER)
-        content["added_tokens"] = [*(content.get("added_tokens") or ()), *vocabulary.added]
-        _write(folder / TOKENIZER, content)
-    if template is not None:
-        (folder / TEMPLATE).write_text(template, encoding="utf-8")
-        settings = folder / "tokenizer_config.json"
-        held = read_object(settings) if settings.is_file() else {}
-        if "chat_template" in held:
-            _write(settings, held | {"chat_template": template})
-
-
-def _write(path: Path, content: object) -> None:
-    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
