@@ -20,7 +20,7 @@ def merge(tmp_path: Path, **body: Any) -> tuple[JsonObject, tuple[str, ...], Pat
     out = tmp_path / "out"
     return (
         merge_folders(planned, out, lambda _facts: None, lambda: False, threads=1, overwrite=True),
-        planned.notes,
+        planned.estimate.notes,
         out,
     )
 
