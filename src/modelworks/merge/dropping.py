@@ -11,6 +11,7 @@ from modelworks.core.errors import Problem
 from modelworks.merge.consensus import ThinningParams, restore_l1
 from modelworks.merge.dice import Dice
 from modelworks.merge.method import PER_MODEL
+from modelworks.merge.selection import sort_rows
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -100,11 +101,6 @@ def _ranks(rows: Tensor) -> Tensor:
 
     places = torch.arange(rows.shape[1], device=rows.device)
     packed = (rows.abs().view(torch.int32).long() << 32).bitwise_or_(places)
-    if packed.is_cpu:  # numpy sorts whole numbers ten times faster
-        import numpy as np
-
-        ordered = torch.from_numpy(np.sort(packed.numpy(), axis=1))
-    else:
-        ordered = packed.sort(1).values
+    ordered = sort_rows(packed)
     ordered &= 0xFFFFFFFF
     return torch.empty_like(rows).scatter_(1, ordered, places.to(rows.dtype).expand_as(rows))

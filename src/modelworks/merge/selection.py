@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import struct
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -17,6 +18,12 @@ Keep: TypeAlias = "Callable[[Piece], Tensor]"
 
 # Of a float32 without its sign, as whole numbers in the order of the magnitudes: 15 upper and 16 lower bits.
 _UPPER, _LOWER = 1 << 15, 1 << 16
+
+# Of a sample there are at least so many elements; they are so far apart: by primes, not to follow a matrix' columns.
+_SAMPLE = 1 << 15
+_STRIDES = (1, 13, 29, 61, 127, 251, 509, 1021)
+# So many elements may be held for a cut, with their places.
+_MOST_INSIDE = 1 << 21
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,12 +93,71 @@ def _between(piece: Piece, cuts: Sequence[tuple[Cut | None, Cut | None]], any_ke
 def find_cuts(look: TensorLook, wanted: Sequence[tuple[int, int]], first_above: bool) -> list[Cut]:
     """Cut so that exactly `count` elements of `row` are below, for each (row, count) that is wanted.
 
-    Reads the tensor three times; the third time only up to the last place that it looks for.
+    Reads the tensor twice; up to three times more where magnitudes are so distributed that the sample misleads.
 
     Args:
         wanted: counts from 1 to the tensor's size - 1.
         first_above: whether of equal magnitudes the first elements are above.
     """
+    if not wanted:
+        return []
+    found = _collect(look, wanted, _estimate(look, wanted), first_above)
+    missed = [index for index, cut in enumerate(found) if cut is None]
+    counted = dict(zip(missed, _count(look, [wanted[index] for index in missed], first_above), strict=True))
+    return [cut or counted[index] for index, cut in enumerate(found)]
+
+
+def _estimate(look: TensorLook, wanted: Sequence[tuple[int, int]]) -> list[tuple[float, float]]:
+    """Two magnitudes for each cut, between which it almost certainly is, by a sample from all over the tensor."""
+    import torch
+
+    stride = max(stride for stride in _STRIDES if stride == 1 or stride * _SAMPLE <= look.size)
+    rows = sort_rows(torch.cat([piece.deltas[:, ::stride].abs() for piece in look.pieces()], 1))
+    last = rows.shape[1] - 1
+    bounds = []
+    for row, count in wanted:
+        share = count / look.size
+        place, margin = share * last, 6 * (share * (1 - share) * last) ** 0.5 + 1
+        low, high = int(place - margin), int(place + margin) + 1
+        bounds.append((float(rows[row, low]) if low > 0 else 0.0, float(rows[row, high]) if high < last else math.inf))
+    return bounds
+
+
+def _collect(
+    look: TensorLook, wanted: Sequence[tuple[int, int]], bounds: Sequence[tuple[float, float]], first_above: bool
+) -> list[Cut | None]:
+    """Find the cuts among what is between the bounds; None where they are not there, or too much is."""
+    import torch
+
+    below = [0] * len(wanted)
+    inside: list[list[tuple[Tensor, Tensor]]] = [[] for _ in wanted]
+    for piece in look.pieces():
+        magnitudes = piece.deltas.abs()
+        less = torch.empty_like(magnitudes[0])
+        for index, ((row, _), (low, high)) in enumerate(zip(wanted, bounds, strict=True)):
+            below[index] += int(torch.lt(magnitudes[row], low, out=less).sum())
+            if sum(len(places) for places, _ in inside[index]) <= _MOST_INSIDE:
+                places = _where(magnitudes[row], low, high)
+                inside[index].append((places + piece.start, magnitudes[row][places]))
+    cuts: list[Cut | None] = []
+    for (_, count), under, parts in zip(wanted, below, inside, strict=True):
+        places, values = (torch.cat(each) for each in zip(*parts, strict=True))
+        rank = count - under
+        if not 0 <= rank < len(values) <= _MOST_INSIDE:
+            cuts.append(None)
+            continue
+        threshold = sort_rows(values[None])[0, rank]
+        equal = places[values == threshold]
+        rest = rank - int((values < threshold).sum())
+        # If all that are equal are above, or are zeros, it does not matter where they are.
+        first = (len(equal) - rest if first_above else rest) if rest and threshold else 0
+        place = int(equal[first - 1]) if first else look.size if first_above else -1
+        cuts.append(Cut(float(threshold), place, first_above))
+    return cuts
+
+
+def _count(look: TensorLook, wanted: Sequence[tuple[int, int]], first_above: bool) -> list[Cut]:
+    """The same for any magnitudes, and in little memory: by the upper bits, the lower bits, and the place."""
     if not wanted:
         return []
     upper = _count_upper(look)
@@ -132,7 +198,7 @@ def _count_lower(look: TensorLook, bins: Sequence[tuple[int, int]]) -> list[Tens
         patterns = _patterns(piece.deltas)
         upper = patterns.bitwise_right_shift(16)
         found = [
-            torch.bincount(patterns[row][_where(upper[row], bits)].bitwise_and_(_LOWER - 1), minlength=_LOWER)
+            torch.bincount(patterns[row][_where(upper[row], bits, bits)].bitwise_and_(_LOWER - 1), minlength=_LOWER)
             for row, bits in bins
         ]
         totals = [total.add_(counts) for total, counts in zip(totals, found, strict=True)] if totals else found
@@ -147,7 +213,7 @@ def _find_places(look: TensorLook, wanted: Sequence[tuple[int, int, int]]) -> li
         patterns = _patterns(piece.deltas)
         for index, count in list(left.items()):
             row, pattern, _ = wanted[index]
-            found = _where(patterns[row], pattern)
+            found = _where(patterns[row], pattern, pattern)
             left[index] -= len(found)
             if left[index] <= 0:
                 places[index] = piece.start + int(found[count - 1])
@@ -172,14 +238,27 @@ def _patterns(rows: Tensor) -> Tensor:
     return rows.abs().view(torch.int32)
 
 
-def _where(row: Tensor, value: int) -> Tensor:
+def _where(row: Tensor, low: float, high: float) -> Tensor:
+    """The places of what is neither less than `low` nor more than `high`."""
     import torch
 
     if row.is_cpu:  # numpy finds them several times faster
         import numpy as np
 
-        return torch.from_numpy(np.flatnonzero(row.numpy() == value))
-    return torch.nonzero(row == value).view(-1)
+        values = row.numpy()
+        return torch.from_numpy(np.flatnonzero((values >= low) & (values <= high)))
+    return torch.nonzero((row >= low) & (row <= high)).view(-1)
+
+
+def sort_rows(rows: Tensor) -> Tensor:
+    """The elements of each row in their order."""
+    import torch
+
+    if rows.is_cpu:  # numpy sorts ten times faster
+        import numpy as np
+
+        return torch.from_numpy(np.sort(rows.numpy(), axis=1))
+    return rows.sort(1).values
 
 
 def _value(pattern: int) -> float:

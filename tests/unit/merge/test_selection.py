@@ -5,6 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from modelworks.merge import selection
 from modelworks.merge.selection import keep_largest, keep_middle
 from pieces import Looked, piece_of
 
@@ -80,3 +81,29 @@ def test_large_random_tensors_agree_with_a_sort() -> None:
 
     for row, all_of_it, count in zip(kept, deltas, (20_000, 37_000), strict=True):
         assert torch.equal(row, sorted_and_kept(all_of_it, first=0, last=count, descending=True))
+
+
+@settings(deadline=None)
+@given(values=rows, elements=st.integers(1, 50), first_above=st.booleans(), data=st.data())
+def test_counting_bits_finds_the_same_cuts_as_a_sample(
+    values: list[list[float]], elements: int, first_above: bool, data: st.DataObject
+) -> None:
+    look = looked(torch.tensor(values), elements)
+    counts = st.integers(1, look.size - 1)
+    wanted = [(row, data.draw(counts)) for row in range(len(values))] if look.size > 1 else []
+
+    assert selection._count(look, wanted, first_above) == selection.find_cuts(look, wanted, first_above)
+
+
+def test_a_sample_that_misleads_and_too_many_that_are_equal_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    deltas = torch.randn(1, 13 << 15, generator=torch.Generator().manual_seed(0))
+    deltas[0, ::13] = 9.0  # just what is sampled
+    deltas[0, 1::13] = 0.25
+    look = looked(deltas, deltas.shape[1])
+    expected = {count: sorted_and_kept(deltas[0], first=0, last=count, descending=True) for count in (20_000, 340_000)}
+
+    for most_inside in (1 << 21, 10):
+        monkeypatch.setattr(selection, "_MOST_INSIDE", most_inside)
+        for count, row in expected.items():
+            (kept,) = keep_largest(look, [(count + 0.5) / look.size])(next(look.pieces()))
+            assert torch.equal(kept, row)
