@@ -52,14 +52,15 @@ AutoTokenizer.from_pretrained(base).save_pretrained(out)
 
 # The merge alone, in a process that has everything imported: what a running service needs for it.
 ENGINE = """
-import json, sys, time
+import json, shutil, sys, time
 from pathlib import Path
-import torch, yaml
-from modelworks.app.folder_merging import merge_folders
-body, out, times = json.loads(sys.argv[1]), Path(sys.argv[2]), []
+from modelworks.app.folder_merging import merge_folders, plan_folders
+from modelworks.core.config import load_settings
+body, out, times, settings = json.loads(sys.argv[1]), Path(sys.argv[2]), [], load_settings().settings
 for _ in range(int(sys.argv[3]) + 1):
+    shutil.rmtree(out, ignore_errors=True)
     start = time.perf_counter()
-    merge_folders(body, out, overwrite=True)
+    merge_folders(plan_folders(body, settings), out, lambda _: None, lambda: False, threads=0, overwrite=False)
     times.append(time.perf_counter() - start)
 print(json.dumps(times[1:]))
 """
