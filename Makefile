@@ -9,7 +9,7 @@ BIN := .venv/bin
 PYTEST := GOMP_SPINCOUNT=1000 $(BIN)/python -m pytest -rs
 
 help: ## List the words of this Makefile
-	@grep -hE '^[a-z0-9]+:.*## ' Makefile | awk -F':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z0-9-]+:.*## ' Makefile | awk -F':.*## ' '{printf "  make %-11s %s\n", $$1, $$2}'
 
 setup: .venv/ready ## Make .venv with everything in it (quick when nothing changed)
 
