@@ -21,6 +21,7 @@ from modelworks.merge.estimate import Estimate, estimate
 from modelworks.merge.folder import JOURNAL, merge_into
 from modelworks.merge.mergekit import is_mergekit, translate
 from modelworks.merge.plan import Plan, make_plan
+from modelworks.merge.room import check_memory
 from modelworks.merge.run import parents_of
 from modelworks.merge.spec import MergeSpec
 from modelworks.merge.spotcheck import spot_check
@@ -56,7 +57,9 @@ def plan_folders(body: Mapping[str, Any], settings: Settings, threads: int = 0) 
     spec = parse_spec(MergeSpec, told, where="merge")
     inputs, doubts = find_inputs(spec.names, _laid_on(spec), workspace(settings))
     plan = make_plan(spec, inputs)
-    return FolderMerge(spec, plan, estimate(plan, threads, spec.device, (*notes, *doubts)))
+    wanted = estimate(plan, threads, spec.device, (*notes, *doubts))
+    check_memory(wanted)
+    return FolderMerge(spec, plan, wanted)
 
 
 def merge_folders(

@@ -50,7 +50,7 @@ def _run_train(spec: TrainSpec, job: JobContext) -> JsonObject:
 
 
 def _check_merge(spec: MergeSpec, inputs: Inputs) -> None:
-    from modelworks.merge.plan import check
+    from modelworks.merge.room import check
 
     check(spec, inputs)
 
