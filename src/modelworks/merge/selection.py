@@ -132,13 +132,15 @@ def _collect(
     below = [0] * len(wanted)
     inside: list[list[tuple[Tensor, Tensor]]] = [[] for _ in wanted]
     for piece in look.pieces():
-        magnitudes = piece.deltas.abs()
-        less = torch.empty_like(magnitudes[0])
+        magnitudes, less = torch.empty(
+            2, piece.deltas.shape[1], device=piece.deltas.device
+        )  # one row at a time, to stay in the cache
         for index, ((row, _), (low, high)) in enumerate(zip(wanted, bounds, strict=True)):
-            below[index] += int(torch.lt(magnitudes[row], low, out=less).sum())
+            torch.abs(piece.deltas[row], out=magnitudes)
+            below[index] += int(torch.lt(magnitudes, low, out=less).sum())
             if sum(len(places) for places, _ in inside[index]) <= _MOST_INSIDE:
-                places = _where(magnitudes[row], low, high)
-                inside[index].append((places + piece.start, magnitudes[row][places]))
+                places = _where(magnitudes, low, high)
+                inside[index].append((places + piece.start, magnitudes[places]))
     cuts: list[Cut | None] = []
     for (_, count), under, parts in zip(wanted, below, inside, strict=True):
         places, values = (torch.cat(each) for each in zip(*parts, strict=True))
