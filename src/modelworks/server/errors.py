@@ -107,7 +107,7 @@ def problem_body(error: ModelworksError, status: int) -> JsonObject:
         "code": error.code,
         "category": category_of(error),
         "detail": error.message,
-        "problems": [item.body for item in error.problems],
+        "problems": [{**item.body} for item in error.problems],
     }
 
 
