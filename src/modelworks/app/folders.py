@@ -19,7 +19,6 @@ from modelworks.core.errors import Invalid, NotFound, Problem, Unsupported
 from modelworks.core.nouns import Adapter, AnyArtifact, Model
 from modelworks.merge.fit import weight_files
 from modelworks.weights.gguf_checkpoint import as_checkpoint, is_quantised
-from modelworks.weights.layout import what_is
 from modelworks.weights.reader import MAX_HEADER_BYTES
 from modelworks.weights.safety import read_object
 
@@ -110,7 +109,7 @@ def _described(name: str, folder: Path | None) -> AnyArtifact:
         "size_bytes": sum(file.stat().st_size for file in weights), "created_at": now(),
     }  # fmt: skip
     # What merging looks at, it reads itself: a damaged folder is then one problem among all.
-    if what_is(folder) == "model":
+    if not (folder / "adapter_config.json").is_file():
         return Model(**facts, architecture="", dtype="", parameters=0, vocab_size=0, context_length=0)
     told = str(read_object(folder / "adapter_config.json").get("base_model_name_or_path") or "")
     return Adapter(

@@ -169,8 +169,9 @@ def _packing(name: str, folder: Path, tensors: Mapping[str, TensorInfo]) -> Prob
 
 
 def _damage(name: str, error: Invalid | OSError) -> Problem:
-    what = error.message if isinstance(error, Invalid) else f"{error.filename}: {error.strerror}"
-    return Problem(name, what, "fetch it again", "damaged_file")
+    if isinstance(error, Invalid):
+        return Problem(name, error.message, code="damaged_file")  # which says what to do
+    return Problem(name, f"{error.filename}: {error.strerror}", "fetch it again", "damaged_file")
 
 
 def _contradictions(name: str, config: Mapping[str, object], tensors: Mapping[str, TensorInfo]) -> Iterator[Problem]:

@@ -185,7 +185,7 @@ def plan_vocabulary(
         try:
             tokens = reader.read(model.path)
         except (Invalid, OSError) as error:
-            problems.append(Problem(name, str(error), "fetch it again", "damaged_file"))
+            problems.append(Problem(name, str(error), code="damaged_file"))
             continue
         if tokens is not None:
             members.append(Member(name, model, rows, tokens))
