@@ -98,10 +98,10 @@ def prepare_cpu() -> None:
 
     # Hyper-threads share the multipliers and only get in each other's way. Fewer if the operator says so to OpenMP.
     torch.set_num_threads(min(torch.get_num_threads(), psutil.cpu_count(logical=False) or psutil.cpu_count() or 1))
-    _keep_freed_memory()
+    keep_freed_memory()
 
 
-def _keep_freed_memory() -> None:
+def keep_freed_memory() -> None:
     """Tell glibc to reuse large blocks instead of giving them back: getting them anew costs a fifth of a CPU step."""
     libc = ctypes.CDLL(None)
     if not hasattr(libc, "mallopt"):  # not glibc
