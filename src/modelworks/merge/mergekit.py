@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Annotated, Any
-
-from pydantic import BeforeValidator, Field
+from typing import Any
 
 from modelworks.core.errors import Invalid, Problem
 from modelworks.core.nouns import JsonObject, JsonValue
 from modelworks.core.registry import nearest
-from modelworks.core.spec import Spec, parse_spec
+from modelworks.core.spec import parse_spec
+from modelworks.merge.mergekit_file import File, Model, Slice
 from modelworks.merge.mergekit_methods import (
     BASE_IGNORED,
     BASE_IS_MODEL,
@@ -57,58 +56,12 @@ def translate(body: Mapping[str, Any]) -> Translation:
     """
     ours = {key: value for key, value in body.items() if key in _OUR_KEYS}
     theirs = {key: value for key, value in body.items() if key not in _OUR_KEYS}
-    found = _Translator(parse_spec(_File, theirs, where="mergekit file")).translated()
+    found = _Translator(parse_spec(File, theirs, where="mergekit file")).translated()
     return replace(found, body=found.body | ours)
 
 
-def _reference(value: object) -> object:
-    """A model as text, PATH[@REVISION][+LORA]; mergekit also takes it in parts."""
-    if not isinstance(value, dict):
-        return value
-    path, lora = value.get("model", value.get("path")), value.get("lora")
-    revision = value.get("revision")
-    parts = [_reference(part) for part in (path, lora) if part is not None]
-    if not parts or not all(isinstance(part, str) for part in parts):
-        raise ValueError("expected PATH, PATH@REVISION or PATH+LORA")
-    return "+".join(str(part) for part in parts) + (f"@{revision}" if revision else "")
-
-
-_Reference = Annotated[str, BeforeValidator(_reference)]
-_Parameters = Annotated[dict[str, Any], BeforeValidator(lambda value: {} if value is None else value)]
-
-
-class _Model(Spec):
-    model: _Reference
-    parameters: _Parameters = Field(default_factory=dict)
-
-
-class _Source(_Model):
-    layer_range: tuple[Annotated[int, Field(ge=0)], Annotated[int, Field(ge=0)]]
-
-
-class _Slice(Spec):
-    sources: tuple[_Source, ...]
-    base_model: _Reference | None = None
-    residual_weight: float | None = None
-    parameters: _Parameters = Field(default_factory=dict)
-
-
-class _File(Spec):
-    merge_method: str
-    models: tuple[_Model, ...] = ()
-    slices: tuple[_Slice, ...] = ()
-    modules: Any = None
-    base_model: _Reference | None = None
-    parameters: _Parameters = Field(default_factory=dict)
-    dtype: str | None = None
-    out_dtype: str | None = None
-    tokenizer_source: str | None = None
-    tokenizer: dict[str, Any] | None = None
-    chat_template: str | None = None
-
-
 class _Translator:
-    def __init__(self, file: _File) -> None:
+    def __init__(self, file: File) -> None:
         self.file = file
         self.problems: list[Problem] = []
         self.notes: list[str] = []
@@ -168,11 +121,11 @@ class _Translator:
                 self._tell(f"{where}.sources", f"{base}, the base, is not among them", "give its layers as well")
         return base
 
-    def _merges(self, item: _Model) -> bool:
+    def _merges(self, item: Model) -> bool:
         """Whether it is merged: a base from which task vectors are taken is not."""
         return item.model != self.base or self.file.merge_method in BASE_IS_MODEL
 
-    def _models(self) -> Iterator[tuple[str, _Model]]:
+    def _models(self) -> Iterator[tuple[str, Model]]:
         """Whole models, each with its key path."""
         models = self.file.models
         for place, item in enumerate(models):
@@ -181,7 +134,7 @@ class _Translator:
             elif self._merges(item):
                 yield f"models.{place}", item
         if models and self.base is not None and self.base not in {item.model for item in models}:
-            added = _Model(model=self.base)  # as mergekit does
+            added = Model(model=self.base)  # as mergekit does
             if self._merges(added):
                 yield "base_model", added
 
@@ -189,7 +142,7 @@ class _Translator:
         """By what to sort models: mergekit's slerp goes from the base to the other, wherever it is listed."""
         return self.file.merge_method == "slerp" and model != self.base
 
-    def _slice(self, where: str, part: _Slice) -> JsonObject:
+    def _slice(self, where: str, part: Slice) -> JsonObject:
         if part.residual_weight is not None:
             self.notes.append(f"{where}.residual_weight has no effect, in mergekit neither")
         sources: list[JsonValue] = []
