@@ -116,9 +116,11 @@ def test_a_merge_that_is_stopped_leaves_nothing(folder: Path, tmp_path: Path) ->
 
 def test_every_name_that_means_nothing_is_told(tmp_path: Path) -> None:
     with pytest.raises(NotFound) as refused:
-        plan_folders({"method": "average", "models": ["nobody/none", str(tmp_path)]}, Settings(home=tmp_path / "w"))
+        plan_folders(
+            {"method": "average", "models": ["nobody/none", str(tmp_path / "x")]}, Settings(home=tmp_path / "w")
+        )
 
-    assert [problem.where for problem in refused.value.problems] == ["nobody/none", str(tmp_path)]
+    assert [problem.where for problem in refused.value.problems] == ["nobody/none", str(tmp_path / "x")]
     assert not (tmp_path / "w").exists()
 
 
