@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING, Literal, Protocol
 
-from modelworks.core.errors import Invalid, Unsupported
+from modelworks.core.errors import Invalid, Problem, Unsupported
 from modelworks.merge.findings import Findings, samples
 from modelworks.merge.method import Combine, Piece
 from modelworks.merge.pieces import ModelLook, Pieces, StepLook, Watch
@@ -142,10 +142,10 @@ class _Engine:
         guilty = [labels[source.expert] for row, source in zip(piece.models, step.sources, strict=True)
                   if not torch.isfinite(row).all()]  # fmt: skip
         where = f"they are in {', '.join(guilty)}" if guilty else "no model has any, so they come from the merge"
-        raise Invalid(
-            f"{step.output.name}: {len(bad)} values are NaN or infinite, the first at element "
-            f"{piece.start + int(bad[0])}; {where}: mend the model, lower the weights, or choose dtype float32"
-        )
+        what = f"{len(bad)} values are NaN or infinite, the first at element {piece.start + int(bad[0])}; {where}"
+        remedy = "mend the model, lower the weights, or choose dtype float32"
+        problem = Problem(step.output.name, what, remedy, "not_finite")
+        raise Invalid(str(problem), problems=(problem,))
 
 
 def thread_count(pace: Pace) -> int:
