@@ -38,13 +38,16 @@ class TokenReader:
         Raises:
             Invalid: it is damaged.
         """
-        file = folder / TOKENIZER
-        if not file.is_file():
-            return None
-        digest = hashlib.blake2b(file.read_bytes()).digest()
-        if digest not in self._seen:
-            self._seen[digest] = _parse(file)
-        return self._seen[digest]
+        digest = digest_of(folder)
+        if digest is not None and digest not in self._seen:
+            self._seen[digest] = _parse(folder / TOKENIZER)
+        return None if digest is None else self._seen[digest]
+
+
+def digest_of(folder: Path) -> bytes | None:
+    """Of the tokenizer's very bytes; None where there is none."""
+    file = folder / TOKENIZER
+    return hashlib.blake2b(file.read_bytes()).digest() if file.is_file() else None
 
 
 def _parse(file: Path) -> Tokens:

@@ -13,7 +13,7 @@ from modelworks.core.errors import Invalid, Problem
 from modelworks.core.nouns import JsonObject, Model
 from modelworks.core.registry import nearest
 from modelworks.merge.spec import MergeSpec, NoEmbedding, TokenizerChoice, TokenRule
-from modelworks.merge.tokenizer import TokenReader, Tokens, clashes
+from modelworks.merge.tokenizer import TokenReader, Tokens, clashes, digest_of
 from modelworks.weights.reader import TensorInfo
 
 if TYPE_CHECKING:
@@ -180,6 +180,8 @@ def plan_vocabulary(
     Args:
         named: the frame, then the models: name, model, rows of its embedding.
     """
+    if spec.tokenizer is None and len({digest_of(model.path) for _, model, _ in named}) == 1:
+        return None
     reader, members = TokenReader(), []
     for name, model, rows in named:
         try:
