@@ -129,25 +129,29 @@ def _collect(
     """Find the cuts among what is between the bounds; None where they are not there, or too much is."""
     import torch
 
-    below = [0] * len(wanted)
-    inside: list[list[tuple[Tensor, Tensor]]] = [[] for _ in wanted]
+    # One buffer for all: many small ones, held while pieces come and go, would scatter over the heap.
+    most = min(max(look.size // 4, _SAMPLE), _MOST_INSIDE)
+    all_places = torch.empty(len(wanted), most, dtype=torch.int64)
+    all_values = torch.empty(len(wanted), most)
+    below, inside = [0] * len(wanted), [0] * len(wanted)
     for piece in look.pieces():
-        magnitudes, less = torch.empty(
-            2, piece.deltas.shape[1], device=piece.deltas.device
-        )  # one row at a time, to stay in the cache
+        magnitudes, less = torch.empty(2, piece.deltas.shape[1], device=piece.deltas.device)
         for index, ((row, _), (low, high)) in enumerate(zip(wanted, bounds, strict=True)):
             torch.abs(piece.deltas[row], out=magnitudes)
             below[index] += int(torch.lt(magnitudes, low, out=less).sum())
-            if sum(len(places) for places, _ in inside[index]) <= _MOST_INSIDE:
-                places = _where(magnitudes, low, high)
-                inside[index].append((places + piece.start, magnitudes[places]))
+            found = _where(magnitudes, low, high)
+            span = slice(inside[index], inside[index] + len(found))
+            inside[index] = span.stop
+            if span.stop <= most:
+                all_places[index, span] = found + piece.start
+                all_values[index, span] = magnitudes[found]
     cuts: list[Cut | None] = []
-    for (_, count), under, parts in zip(wanted, below, inside, strict=True):
-        places, values = (torch.cat(each) for each in zip(*parts, strict=True))
-        rank = count - under
-        if not 0 <= rank < len(values) <= _MOST_INSIDE:
+    for index, (_, count) in enumerate(wanted):
+        rank = count - below[index]
+        if not 0 <= rank < inside[index] <= most:
             cuts.append(None)
             continue
+        places, values = all_places[index, : inside[index]], all_values[index, : inside[index]]
         threshold = sort_rows(values[None])[0, rank]
         equal = places[values == threshold]
         rest = rank - int((values < threshold).sum())
