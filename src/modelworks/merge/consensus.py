@@ -67,8 +67,8 @@ def join(keep: Keep, params: ThinningParams, each: Sequence[ThinningParams], *, 
 
 
 def _sum(rows: Tensor) -> Tensor:
-    total = rows[0].clone()
-    for row in rows[1:]:
+    total = rows[0] + rows[1] if len(rows) > 1 else rows[0].clone()
+    for row in rows[2:]:
         total += row
     return total
 

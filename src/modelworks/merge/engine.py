@@ -16,6 +16,7 @@ from modelworks.merge.findings import Findings, samples
 from modelworks.merge.method import Combine, Piece
 from modelworks.merge.pieces import ModelLook, Pieces, StepLook, Watch
 from modelworks.merge.plan import Plan, Step
+from modelworks.weights.loading import keep_freed_memory
 from modelworks.weights.reader import DTYPES
 
 if TYPE_CHECKING:
@@ -68,6 +69,7 @@ def merge(
     engine = _Engine(plan, sink, watch, pace)
     # The largest first: none of them is left alone at the end.
     steps = sorted((s for s in plan.steps if s.output.name not in finished), key=lambda step: -step.elements)
+    keep_freed_memory()
     with one_thread_each(), ExitStack() as stack:
         engine.open(stack)
         engine.done = plan.size_bytes - sum(step.output.size_bytes for step in steps)

@@ -21,7 +21,7 @@ _UPPER, _LOWER = 1 << 15, 1 << 16
 
 # Of a sample there are at least so many elements; they are so far apart: by primes, not to follow a matrix' columns.
 _SAMPLE = 1 << 15
-_STRIDES = (1, 13, 29, 61, 127, 251, 509, 1021)
+_STRIDES = (1, 3, 5, 11, 23, 47, 97, 197, 397, 797)
 # So many elements may be held for a cut, with their places.
 _MOST_INSIDE = 1 << 21
 
