@@ -85,7 +85,7 @@ class Plan:
         assert found is not None
         return found
 
-    @property
+    @cached_property
     def size_bytes(self) -> int:
         return sum(step.output.size_bytes for step in self.steps)
 
