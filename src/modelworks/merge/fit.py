@@ -176,7 +176,7 @@ def _damage(name: str, error: Invalid | OSError) -> Problem:
 
 def _contradictions(name: str, config: Mapping[str, object], tensors: Mapping[str, TensorInfo]) -> Iterator[Problem]:
     """Where a model's config and its own tensors disagree."""
-    layers, told = layer_count(list(tensors)), config.get("num_hidden_layers")
+    layers, told = layer_count(tensors), config.get("num_hidden_layers")
     if isinstance(told, int) and 0 < layers < told:
         what = f"its config says {told} layers, its weights have {layers}"
         yield Problem(name, what, "fetch it again", "tensor_mismatch")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from modelworks.core.errors import Problem
@@ -37,7 +37,7 @@ def layer_of(name: str) -> int | None:
     return int(found[2]) if found else None
 
 
-def layer_count(names: Sequence[str]) -> int:
+def layer_count(names: Iterable[str]) -> int:
     return max((layer for name in names if (layer := layer_of(name)) is not None), default=-1) + 1
 
 
@@ -84,26 +84,25 @@ def _sliced(spec: MergeSpec, ordered: Sequence[str]) -> Iterator[Origin]:
         if layer_of(name) is None:
             # What stands before the layers is as in the first slice, what follows them as in the last.
             part = spec.slices[0 if _FIRST.search(name) else -1]
-            yield _origin(spec, part, name, lambda _layer, name=name: name, 0, 0.0)
+            yield _origin(spec, part, name, 0, 0, 0.0)
     number = 0
     for part in spec.slices:
         start, stop = part.sources[0].layer_range
         for offset, depth in enumerate(depths(stop - start)):
             for name in in_layer:
-                yield _origin(
-                    spec, part, _moved(name, number), lambda layer, name=name: _moved(name, layer), offset, depth
-                )
+                yield _origin(spec, part, name, number, offset, depth)
             number += 1
 
 
-def _origin(spec: MergeSpec, part: Slice, name: str, named, offset: int, depth: float) -> Origin:  # type: ignore[no-untyped-def] # a lambda's type says nothing here
+def _origin(spec: MergeSpec, part: Slice, name: str, number: int, offset: int, depth: float) -> Origin:
+    """Layer `number` of the result, made of those that lie `offset` layers behind the first of each source."""
     base = next((source for source in part.sources if source.model == spec.base), part.sources[0])
     # A base that is not listed as a model gives its layers, and is not merged.
     merged = [source for source in part.sources if source.model in spec.models]
     return Origin(
-        name,
-        named(base.layer_range[0] + offset),
-        tuple((spec.models.index(source.model), named(source.layer_range[0] + offset)) for source in merged),
+        _moved(name, number),
+        _moved(name, base.layer_range[0] + offset),
+        tuple((spec.models.index(source.model), _moved(name, source.layer_range[0] + offset)) for source in merged),
         depth,
         part.params,
         tuple(source.params for source in merged),
@@ -111,6 +110,7 @@ def _origin(spec: MergeSpec, part: Slice, name: str, named, offset: int, depth: 
 
 
 def _moved(name: str, layer: int) -> str:
+    """The same tensor of another layer; what is in no layer stays itself."""
     return _LAYER.sub(lambda found: f"{found[1]}{layer}{found[3]}", name)
 
 
