@@ -29,7 +29,7 @@ class Settings:
         self._params = params
         self._problems = problems
         self._scheduled = scheduled_names(method.params_type)
-        self._parsed: dict[tuple[int, str], Params | None] = {}
+        self._parsed: dict[str, Params | None] = {}
         self._own: list[JsonObject] = [{} for _ in range(count)]
         fields = method.params_type.model_fields
         self._per_model = frozenset(
@@ -55,9 +55,7 @@ class Settings:
             sources: the place of each model among the spec's, and what the slice says for it.
         """
         params = self._parse((self._params, over), tensor, depth)
-        each = [
-            self._parse((self._params, over, self._own[place], own), tensor, depth, place) for place, own in sources
-        ]
+        each = [self._parse((self._params, over, self._own[place], own), tensor, depth) for place, own in sources]
         if params is None or any(item is None for item in each):
             return None
         held = tuple(item for item in each if item is not None)
@@ -65,16 +63,16 @@ class Settings:
             self._tell(f"params.{problem.where}", problem.what, problem.remedy)
         return params, held
 
-    def _parse(self, layers: Sequence[JsonObject], tensor: str, depth: float, place: int = -1) -> Params | None:
+    def _parse(self, layers: Sequence[JsonObject], tensor: str, depth: float) -> Params | None:
         held: JsonObject = {}
         for values in layers:  # where the filters of one all miss, the one before holds
             held |= resolve(values, self._scheduled, tensor, depth)
-        key = (place, json.dumps(held, sort_keys=True, default=str))
+        key = json.dumps(held, sort_keys=True, default=str)
         if key not in self._parsed:
-            self._parsed[key] = self._parsed_now(held, len(self._own))
+            self._parsed[key] = self._parsed_now(held)
         return self._parsed[key]
 
-    def _parsed_now(self, held: JsonObject, count: int) -> Params | None:
+    def _parsed_now(self, held: JsonObject) -> Params | None:
         method = self.method
         try:
             params: Params = parse_spec(method.params_type, held)
@@ -82,7 +80,7 @@ class Settings:
             for found in error.problems:
                 self._tell(f"params.{found.where}", found.what, found.remedy)
             return None
-        for problem in method.check(params, count):
+        for problem in method.check(params, len(self._own)):
             self._tell(f"params.{problem.where}", problem.what, problem.remedy)
         return params
 
