@@ -53,7 +53,8 @@ def spot_check(plan: Plan, watch: Watch, strict: bool = False) -> list[str]:
         pieces = Pieces(plan, watch, "cpu", stack)
         for step, start, stop in _blocks(plan):
             watch.check()
-            rows = {names[source.expert]: row for source, row in _rows(pieces, step, start, stop)}
+            models = pieces.read(step, start, stop).models
+            rows = {names[source.expert]: row for source, row in zip(step.sources, models, strict=True)}
             if step.base is not None:
                 rows = {whose: pieces.values(step.base, start, stop), **rows}
             for name, row in rows.items():
@@ -62,12 +63,13 @@ def spot_check(plan: Plan, watch: Watch, strict: bool = False) -> list[str]:
                     problems.setdefault(name, problem)
             if len(step.output.shape) > 1 and not problems:  # the scales of norms are alike in all models
                 _compare(rows, whose, sampled)
-    problems |= {} if problems else {name: Problem(name, what, remedy, code)
-                                     for name, what, remedy, code in _doubts(sampled, whose) if strict}  # fmt: skip
+    doubts = list(_doubts(sampled, whose))
+    if strict and not problems:
+        problems = {name: Problem(name, what, remedy, code) for name, what, remedy, code in doubts}
     if problems:
         found = tuple(problems.values())
         raise Invalid("; ".join(map(str, found)), problems=found)
-    return [f"{name} {what}; {remedy}" for name, what, remedy, _ in _doubts(sampled, whose)]
+    return [f"{name} {what}; {remedy}" for name, what, remedy, _ in doubts]
 
 
 def _blocks(plan: Plan) -> Iterator[tuple[Step, int, int]]:
@@ -78,11 +80,6 @@ def _blocks(plan: Plan) -> Iterator[tuple[Step, int, int]]:
         step = steps[number * (len(steps) - 1) // max(count - 1, 1)]
         runs = list(spans(step.output.shape, ELEMENTS))
         yield step, *runs[number * (len(runs) - 1) // max(count - 1, 1)]
-
-
-def _rows(pieces: Pieces, step: Step, start: int, stop: int) -> Iterator[tuple[Any, Tensor]]:
-    piece = pieces.read(step, start, stop)
-    yield from zip(step.sources, piece.models.float(), strict=True)
 
 
 def _not_finite(name: str, step: Step, start: int, row: Tensor) -> Problem | None:
