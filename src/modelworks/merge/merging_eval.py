@@ -6,7 +6,6 @@ combines the pieces: the new values for the mean, for the others what is to be a
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from modelworks.merge.magnitudes import count_magnitudes, kth_smallest
@@ -32,8 +31,8 @@ def scaled_sum(deltas: Tensor, scale: float) -> Tensor:
 
 def prepare_ties(look: TensorLook, rate: float, scale: float) -> Combine:
     """TIES with one threshold a model and tensor; a sign that is undecided counts as plus."""
-    counts = count_magnitudes(piece.deltas for piece in look.pieces()) if look.size else None
-    threshold = kth_smallest(counts, int(look.size * rate)) if counts is not None else 0
+    counted = (piece.deltas for piece in look.pieces())
+    threshold = kth_smallest(count_magnitudes(counted), int(look.size * rate)) if look.size else 0
 
     def combine(piece: Piece) -> Tensor:
         kept = piece.deltas * (piece.deltas.abs() >= threshold)
@@ -48,7 +47,8 @@ def prepare_ties_of_whole_model(look: Look, rate: float, scale: float) -> Combin
     import torch
 
     names = [name for name, size in look.sizes.items() if size]
-    threshold = kth_smallest(_count(look, names), int(sum(look.sizes.values()) * rate))
+    counts = count_magnitudes(piece.deltas for name in names for piece in look.pieces(name))
+    threshold = kth_smallest(counts, int(sum(look.sizes.values()) * rate))
 
     def elect(piece: Piece) -> tuple[Tensor, Tensor]:
         kept = piece.deltas * (piece.deltas.abs() >= threshold)
@@ -62,10 +62,6 @@ def prepare_ties_of_whole_model(look: Look, rate: float, scale: float) -> Combin
         return scale * (_added_up_exactly(agreeing).to(agreeing.dtype) / count)
 
     return combine
-
-
-def _count(look: Look, names: Sequence[str]) -> Tensor:
-    return count_magnitudes(piece.deltas for name in names for piece in look.pieces(name))
 
 
 def _agreeing(kept: Tensor, elected: Tensor, undecided: float) -> tuple[Tensor, Tensor]:

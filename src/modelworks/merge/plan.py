@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -148,9 +149,7 @@ def make_plan(spec: MergeSpec, inputs: Mapping[str, AnyArtifact]) -> Plan:
 
 def spans(shape: Sequence[int], chunk_elements: int) -> Iterator[tuple[int, int]]:
     """Cut a tensor into runs of elements of about that many; matrices at whole blocks of rows."""
-    total = 1
-    for size in shape:
-        total *= size
+    total = math.prod(shape)
     block = BLOCK_ROWS * (total // shape[0]) if len(shape) > 1 and total else 1
     step = max(1, chunk_elements // block) * block
     for start in range(0, total, step):
