@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import os
 import shutil
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -13,7 +12,7 @@ from typing import Any
 
 from modelworks.app.folders import find_inputs, workspace
 from modelworks.core.config import Settings
-from modelworks.core.errors import Cancelled, Conflict, Invalid, OutOfSpace, Problem
+from modelworks.core.errors import Cancelled, Conflict, Invalid, Problem
 from modelworks.core.nouns import JsonObject
 from modelworks.core.spec import parse_spec
 from modelworks.merge.engine import Pace
@@ -25,6 +24,7 @@ from modelworks.merge.room import check_memory
 from modelworks.merge.run import parents_of
 from modelworks.merge.spec import MergeSpec
 from modelworks.merge.spotcheck import spot_check
+from modelworks.weights.writer import check_space
 
 Progress = Callable[[JsonObject], None]
 
@@ -149,13 +149,7 @@ def _check_place(out: Path, partial: Path, merge: FolderMerge, *, overwrite: boo
             raise Conflict(f"{out} exists already; choose another folder, or {remedy}")
     if partial.exists() and not (partial / JOURNAL).is_file():
         raise Conflict(f"{partial} exists, and no merge can go on in it; remove it, or choose another --out")
-    place = next(folder for folder in out.parents if folder.is_dir())
-    stats = os.statvfs(place)
-    free = stats.f_bavail * stats.f_frsize + sum(_on_disk(file) for file in partial.glob("*.safetensors"))
-    if merge.estimate.bytes_written > free:
-        raise OutOfSpace(
-            f"{place} has {free / 1e9:.1f} GB free, {merge.estimate.bytes_written / 1e9:.1f} GB are needed; make room"
-        )
+    check_space(partial, merge.estimate.bytes_written)
     out.parent.mkdir(parents=True, exist_ok=True)
 
 
@@ -168,10 +162,6 @@ def _folders(merge: FolderMerge) -> Iterable[tuple[str, Path]]:
 
 def _overlap(one: Path, other: Path) -> bool:
     return one.is_relative_to(other) or other.is_relative_to(one)
-
-
-def _on_disk(file: Path) -> int:
-    return file.stat().st_blocks * 512
 
 
 def _publish(partial: Path, out: Path) -> None:

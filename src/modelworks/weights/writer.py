@@ -56,7 +56,7 @@ class CheckpointWriter:
         self._plan = {planned.name: planned for planned in plan}
         self._handles: list[int] = []
         self._flags = os.O_CREAT | os.O_RDWR | (0 if again else os.O_EXCL)
-        _check_space(folder, sum(planned.size_bytes for planned in plan))
+        check_space(folder, sum(planned.size_bytes for planned in plan))
         shards = _split(plan, max_shard_bytes)
         names = [WEIGHTS] if len(shards) == 1 else _shard_names(len(shards))
         try:
@@ -85,11 +85,6 @@ class CheckpointWriter:
         for handle in self._handles:
             os.fsync(handle)
 
-    def finish(self) -> None:
-        """Force everything to disk and close."""
-        self.sync()
-        self.close()
-
     def close(self) -> None:
         for handle in self._handles:
             os.close(handle)
@@ -112,7 +107,9 @@ class CheckpointWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.finish() if kind is None else self.close()
+        if kind is None:
+            self.sync()
+        self.close()
 
 
 def _header(shard: Sequence[Planned]) -> bytes:
@@ -150,8 +147,14 @@ def _write_index(folder: Path, shards: dict[str, list[Planned]]) -> None:
     (folder / INDEX).write_text(json.dumps(index, indent=2, sort_keys=True) + "\n")
 
 
-def _check_space(folder: Path, needed: int) -> None:
-    stats = os.statvfs(folder)
-    free = stats.f_bavail * stats.f_frsize
+def check_space(folder: Path, needed: int) -> None:
+    """Find out whether a folder, there or not yet, can hold that many bytes of weights in place of those it has.
+
+    Raises:
+        OutOfSpace: it cannot.
+    """
+    place = next(place for place in (folder, *folder.parents) if place.is_dir())
+    stats = os.statvfs(place)
+    free = stats.f_bavail * stats.f_frsize + sum(file.stat().st_blocks * 512 for file in folder.glob("*.safetensors"))
     if needed > free:
-        raise OutOfSpace(f"{folder} has {free / 1e9:.1f} GB free, {needed / 1e9:.1f} GB are needed; make room")
+        raise OutOfSpace(f"{place} has {free / 1e9:.1f} GB free, {needed / 1e9:.1f} GB are needed; make room")

@@ -1,13 +1,14 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from modelworks.core.errors import Invalid
+from modelworks.core.errors import Invalid, OutOfSpace
 from modelworks.weights.reader import INDEX, Checkpoint
 from modelworks.weights.writer import CheckpointWriter, Planned
 
@@ -46,6 +47,21 @@ def test_shards_and_their_index_are_read_as_one_checkpoint(tmp_path: Path) -> No
         assert torch.equal(checkpoint.read("a"), A)
         assert torch.equal(checkpoint.read("b", 1, 4), B[1:4])
         assert torch.equal(checkpoint.read("c"), C)
+
+
+def test_what_lies_there_from_an_earlier_run_needs_no_room_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(tmp_path)
+    full = os.statvfs_result((4096, 4096, 9, 0, 0, 9, 9, 9, 0, 255))
+    monkeypatch.setattr(os, "statvfs", lambda _folder: full)
+
+    with CheckpointWriter(tmp_path, PLAN, again=True) as writer:
+        writer.write("c", C)
+
+    (tmp_path / "other").mkdir()
+    with pytest.raises(OutOfSpace, match="make room"):
+        write(tmp_path / "other")
 
 
 def test_a_missing_shard_is_named(tmp_path: Path) -> None:
