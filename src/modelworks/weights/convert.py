@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from modelworks.core.errors import Invalid
-from modelworks.weights.gguf import GgufFile, llama_config, llama_name, special_id, unpermute
+from modelworks.weights.gguf import GgufFile, llama_config, llama_name, unpermute
 from modelworks.weights.writer import CheckpointWriter, Planned
 
 # GGUF says only which pre-tokenizer by name; transformers' converter does not know this one.
@@ -34,8 +34,8 @@ def write_companions(file: GgufFile, folder: Path) -> Mapping[str, Any]:
     config = llama_config(file)
     _write_json(folder / "config.json", config)
     _write_tokenizer(file, folder)
-    ids = {f"{role}_token_id": special_id(file, role) for role in ("bos", "eos", "pad")}
-    _write_json(folder / "generation_config.json", {key: value for key, value in ids.items() if value is not None})
+    ids = {key: value for key, value in config.items() if key.endswith("_token_id") and value is not None}
+    _write_json(folder / "generation_config.json", ids)
     return config
 
 
@@ -83,8 +83,8 @@ def _write_tokenizer(file: GgufFile, folder: Path) -> None:
         },
     )
     if template := facts.get("chat_template"):
-        (folder / "chat_template.jinja").write_text(str(template))
+        (folder / "chat_template.jinja").write_text(str(template), encoding="utf-8")
 
 
 def _write_json(path: Path, content: Mapping[str, object]) -> None:
-    path.write_text(json.dumps(content, indent=2, ensure_ascii=False, sort_keys=True) + "\n")
+    path.write_text(json.dumps(content, indent=2, ensure_ascii=False, sort_keys=True) + "\n", encoding="utf-8")

@@ -68,7 +68,7 @@ class GgufFile:
         self._position = 4
         try:
             self.metadata, self.tensors = self._parse()
-        except (struct.error, UnicodeDecodeError, KeyError, IndexError) as error:
+        except (struct.error, UnicodeDecodeError, KeyError, IndexError, RecursionError) as error:
             raise Invalid(f"{path}: the GGUF head is damaged near byte {self._position} ({error})") from None
 
     def _parse(self) -> tuple[dict[str, Value], dict[str, GgufTensor]]:
@@ -206,7 +206,7 @@ def llama_config(file: GgufFile) -> Mapping[str, object]:
     width, heads = int(file.number("llama.embedding_length")), int(file.number("llama.attention.head_count"))
     theta = file.number("llama.rope.freq_base", 10000.0)
     tokens = len(file.texts("tokenizer.ggml.tokens"))
-    ids = {f"{role}_token_id": special_id(file, role) for role in ("bos", "eos", "pad")}
+    ids = {f"{role}_token_id": _special_id(file, role) for role in ("bos", "eos", "pad")}
     return {
         "architectures": ["LlamaForCausalLM"],
         "model_type": "llama",
@@ -235,7 +235,7 @@ def llama_config(file: GgufFile) -> Mapping[str, object]:
     }
 
 
-def special_id(file: GgufFile, role: str) -> int | None:
-    """Return the id of the bos, eos, pad or unk token, where the file names one."""
-    value = file.metadata.get(f"tokenizer.ggml.{ {'pad': 'padding', 'unk': 'unknown'}.get(role, role) }_token_id")
+def _special_id(file: GgufFile, role: str) -> int | None:
+    """Return the id of the bos, eos or pad token, where the file names one."""
+    value = file.metadata.get(f"tokenizer.ggml.{'padding' if role == 'pad' else role}_token_id")
     return value if isinstance(value, int) else None

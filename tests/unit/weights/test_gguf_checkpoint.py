@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import struct
 from pathlib import Path
 
 import gguf
@@ -43,4 +44,12 @@ def test_a_file_that_is_no_gguf_is_refused(tmp_path: Path) -> None:
     (tmp_path / "x.gguf").write_bytes(b"not one at all")
 
     with pytest.raises(Invalid, match="does not begin with GGUF"):
+        as_checkpoint(tmp_path / "x.gguf", tmp_path)
+
+
+def test_a_head_of_lists_in_lists_without_end_is_refused(tmp_path: Path) -> None:
+    head = b"GGUF" + struct.pack("<IQQ", 3, 0, 1) + struct.pack("<Q", 1) + b"k" + struct.pack("<I", 9)
+    (tmp_path / "x.gguf").write_bytes(head + struct.pack("<IQ", 9, 1) * 5000)
+
+    with pytest.raises(Invalid, match="head is damaged"):
         as_checkpoint(tmp_path / "x.gguf", tmp_path)
