@@ -76,9 +76,9 @@ def concatenate(parts: Sequence[Factors], weights: Sequence[float]) -> Factors:
     """The weighted sum of changes, exactly: their factors side by side, so that ranks add up."""
     import torch
 
-    used = [(part, weight) for part, weight in zip(parts, weights, strict=True) if part.rank and weight] or [
-        (parts[0], 0.0)
-    ]
+    used = [(part, weight) for part, weight in zip(parts, weights, strict=True) if part.rank and weight]
+    # A sum of nothing is a factor of zeros, for a rank of 0 is no LoRA.
+    used = used or [(max(parts, key=lambda part: part.rank), 0.0)]
     return Factors(
         torch.cat([part.left * weight for part, weight in used], 1), torch.cat([part.right for part, _ in used])
     )

@@ -59,10 +59,11 @@ def test_the_same_matrix_gives_the_same_factors(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_factors_that_add_up_to_nothing_stay_one_rank_of_zeros() -> None:
-    part = Factors(torch.ones(4, 2), torch.ones(2, 3))
+    part, none = Factors(torch.ones(4, 2), torch.ones(2, 3)), Factors(torch.ones(4, 0), torch.ones(0, 3))
 
-    added = factors.concatenate([part], [0.0])
+    added = factors.concatenate([none, part], [1.0, 0.0])
 
+    assert added.rank
     assert not (added.left @ added.right).any()
     cut = factors.recompress(added, Cut(rank=1))
     assert (cut.rank, cut.error) == (1, 0.0)
