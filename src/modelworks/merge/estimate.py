@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from modelworks.core.config import count_gpus
 from modelworks.merge.engine import CHUNK_ELEMENTS, Pace, thread_count
-from modelworks.merge.plan import Plan, Step
+from modelworks.merge.plan import Plan, Source, Step
 from modelworks.weights.reader import DTYPES
 
 # Measured on two busy threads of one 2024 server core, models in bfloat16, files in the page cache.
@@ -53,7 +54,7 @@ def estimate(plan: Plan, threads: int, device: str, notes: Sequence[str] = ()) -
     threads = thread_count(Pace(device, threads))
     merged = [step for step in plan.steps if step.merged]
     read = sum(_bytes_read(plan, step) for step in plan.steps)
-    values = sum(step.elements * _inputs(plan, step) for step in merged)
+    values = sum(step.elements * len(_inputs(plan, step)) for step in merged)
     computing = values * _NANOSECONDS.get(plan.method.name, _NANOSECONDS[""]) / 1e9 / threads
     moving = read / _READ_BYTES_PER_SECOND + plan.size_bytes / _WRITE_BYTES_PER_SECOND
     piece = max((step.elements for step in merged), default=0)
@@ -75,20 +76,22 @@ def estimate(plan: Plan, threads: int, device: str, notes: Sequence[str] = ()) -
     )
 
 
-def _inputs(plan: Plan, step: Step) -> int:
-    return len(step.sources) + (step.base is not None and plan.method.needs_base)
+def _inputs(plan: Plan, step: Step) -> list[Source]:
+    """What is read to merge a tensor."""
+    reads_base = plan.method.needs_base or plan.method.reads_base
+    return [*step.sources, *([step.base] if step.base is not None and reads_base else [])]
 
 
 def _bytes_read(plan: Plan, step: Step) -> int:
     if not step.merged:
         return step.output.size_bytes
-    sources = [*step.sources, *([step.base] if step.base is not None and plan.method.needs_base else [])]
-    return plan.method.reads * sum(plan.expert(source).tensors[source.tensor].size_bytes for source in sources)
+    sizes = (plan.expert(source).tensors[source.tensor].size_bytes for source in _inputs(plan, step))
+    return plan.method.reads * sum(sizes)
 
 
 def _dtype_of(plan: Plan) -> str:
     """The dtype that most of the result has."""
-    sizes: dict[str, int] = {}
+    sizes = Counter[str]()
     for step in plan.steps:
-        sizes[step.output.dtype] = sizes.get(step.output.dtype, 0) + step.elements
-    return DTYPES[max(sizes, key=lambda name: sizes[name])][0]
+        sizes[step.output.dtype] += step.elements
+    return DTYPES[sizes.most_common(1)[0][0]][0]

@@ -40,6 +40,13 @@ def test_what_is_read_and_written_is_counted(folder: Path) -> None:
     assert plain.notes == ("a note",)
 
 
+def test_a_base_that_a_method_may_do_without_is_counted_where_it_is_given(folder: Path) -> None:
+    with_base, without = (estimated(folder, method="nuslerp", base=base) for base in ("b", None))
+
+    assert 2 * with_base.bytes_read == 3 * without.bytes_read
+    assert with_base.seconds >= without.seconds
+
+
 def test_what_is_left_out_is_copied(folder: Path) -> None:
     found = estimated(folder, method="average", exclude_param_names_regex=("model.embed_tokens",))
 
