@@ -92,15 +92,6 @@ class Plan:
         return sum(step.output.size_bytes for step in self.steps)
 
 
-def check(spec: MergeSpec, inputs: Mapping[str, AnyArtifact]) -> None:
-    """Find everything wrong with a merge before any weight is read.
-
-    Raises:
-        Invalid: with one Problem for each thing that is wrong.
-    """
-    make_plan(spec, inputs)
-
-
 def make_plan(spec: MergeSpec, inputs: Mapping[str, AnyArtifact]) -> Plan:
     """Check everything, and lay out what is to be done.
 

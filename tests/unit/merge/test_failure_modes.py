@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save_file
 from artifacts import as_adapter, as_model
 from modelworks.core.errors import Invalid, Problem
 from modelworks.core.nouns import AnyArtifact
-from modelworks.merge.plan import check, make_plan
+from modelworks.merge.plan import make_plan
 from modelworks.merge.spec import MergeSpec
 from modelworks.weights.reader import Checkpoint
 from tiny import SPECIAL, tiny_adapter, tiny_llama
@@ -233,7 +233,7 @@ def refused(house: House, monkeypatch: pytest.MonkeyPatch, **spec: Any) -> tuple
     started = time.perf_counter()
 
     with pytest.raises(Invalid) as caught:
-        check(MergeSpec.model_validate({"base": "base", "models": ["expert"], **spec}), house.inputs)
+        make_plan(MergeSpec.model_validate({"base": "base", "models": ["expert"], **spec}), house.inputs)
 
     assert time.perf_counter() - started < 1
     assert sorted(house.folder.parent.rglob("*")) == before
@@ -334,8 +334,8 @@ def test_what_does_not_make_a_merge_wrong_is_a_warning(house: House) -> None:
 def test_a_refusal_loads_no_torch(house: House) -> None:
     cut_short(house)
     code = (
-        "import sys, pickle; from modelworks.merge.plan import check; from modelworks.merge.spec import MergeSpec\n"
-        "try: check(MergeSpec(base='base', models=('expert',)), pickle.load(sys.stdin.buffer))\n"
+        "import sys, pickle; from modelworks.merge.plan import make_plan; from modelworks.merge.spec import MergeSpec\n"
+        "try: make_plan(MergeSpec(base='base', models=('expert',)), pickle.load(sys.stdin.buffer))\n"
         "except Exception as error: print(error.problems[0].code, 'torch' in sys.modules, 'numpy' in sys.modules)"
     )
     import pickle

@@ -14,7 +14,7 @@ from artifacts import as_adapter, as_model
 from fakes import FakeJob
 from modelworks.core.errors import Invalid
 from modelworks.core.nouns import AnyArtifact
-from modelworks.merge.plan import check
+from modelworks.merge.plan import make_plan
 from modelworks.merge.run import run
 from modelworks.merge.spec import MergeSpec
 from tiny import tiny_adapter
@@ -184,7 +184,7 @@ def test_what_would_crash_or_surprise_is_refused_before_any_work(
     inputs = {folder.name: as_model(folder, folder.name) for folder in reference.family(tmp_path)}
 
     with pytest.raises(Invalid) as caught:
-        check(MergeSpec.model_validate({"method": method, "base": "base", "models": EXPERTS, **spec}), inputs)
+        make_plan(MergeSpec.model_validate({"method": method, "base": "base", "models": EXPERTS, **spec}), inputs)
 
     assert str(caught.value.problems[0]).startswith(problem)
     assert len(caught.value.problems) == 1

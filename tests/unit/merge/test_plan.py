@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from artifacts import as_adapter, as_model
 from modelworks.core.errors import Invalid
 from modelworks.core.nouns import AnyArtifact, Model
-from modelworks.merge.plan import check, spans
+from modelworks.merge.plan import make_plan, spans
 from modelworks.merge.spec import MergeSpec
 from tiny import tiny_adapter, tiny_llama
 
@@ -25,12 +25,12 @@ def inputs(tmp_path: Path) -> dict[str, Model]:
 
 def refused(inputs: Mapping[str, AnyArtifact], **spec: Any) -> list[str]:
     with pytest.raises(Invalid) as caught:
-        check(MergeSpec.model_validate({"base": "base", "models": ["expert"], **spec}), inputs)
+        make_plan(MergeSpec.model_validate({"base": "base", "models": ["expert"], **spec}), inputs)
     return [str(problem) for problem in caught.value.problems]
 
 
 def test_a_good_merge_passes(inputs: dict[str, Model]) -> None:
-    check(MergeSpec(base="base", models=("expert",)), inputs)
+    make_plan(MergeSpec(base="base", models=("expert",)), inputs)
 
 
 def test_an_unknown_method_is_answered_with_the_nearest(inputs: dict[str, Model]) -> None:

@@ -8,7 +8,7 @@ import torch
 from artifacts import as_model
 from modelworks.core.errors import Invalid
 from modelworks.merge.methods.linear import LINEAR
-from modelworks.merge.plan import check
+from modelworks.merge.plan import make_plan
 from modelworks.merge.spec import MergeSpec
 from pieces import merged
 from tiny import tiny_llama
@@ -35,7 +35,7 @@ def test_weights_that_add_up_to_nothing_have_no_mean(tmp_path: Path) -> None:
     spec = {"method": "linear", "models": ("a", "b"), "weights": (1, -1)}
 
     with pytest.raises(Invalid, match=r"params.weight: the weights add up to 0") as caught:
-        check(MergeSpec.model_validate(spec), inputs)
+        make_plan(MergeSpec.model_validate(spec), inputs)
 
     assert len(caught.value.problems) == 1
-    check(MergeSpec.model_validate({**spec, "params": {"normalize": False}}), inputs)
+    make_plan(MergeSpec.model_validate({**spec, "params": {"normalize": False}}), inputs)
