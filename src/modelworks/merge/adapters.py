@@ -23,13 +23,13 @@ from modelworks.merge.fit import MERGEABLE
 from modelworks.merge.lora import PREFIX, LowRank
 from modelworks.merge.pieces import Pieces, StepLook, Watch
 from modelworks.merge.plan import Plan, Step
+from modelworks.merge.report import REPORT
 from modelworks.weights.layout import inspect_adapter
 from modelworks.weights.reader import ADAPTER_WEIGHTS
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-REPORT = "merge_report.json"
 _MOST_CARD_ROWS = 400
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -10,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from modelworks.core.errors import Invalid, Problem
+from modelworks.core.hashing import hash_file
 from modelworks.core.nouns import JsonObject
 from modelworks.weights.safety import read_object
 
@@ -30,7 +30,7 @@ class TokenReader:
     """Reads tokenizers; those of the same content once."""
 
     def __init__(self) -> None:
-        self._seen: dict[bytes, Tokens] = {}
+        self._seen: dict[str, Tokens] = {}
 
     def read(self, folder: Path) -> Tokens | None:
         """None where there is no tokenizer.json.
@@ -44,10 +44,10 @@ class TokenReader:
         return None if digest is None else self._seen[digest]
 
 
-def digest_of(folder: Path) -> bytes | None:
+def digest_of(folder: Path) -> str | None:
     """Of the tokenizer's very bytes; None where there is none."""
     file = folder / TOKENIZER
-    return hashlib.blake2b(file.read_bytes()).digest() if file.is_file() else None
+    return hash_file(file) if file.is_file() else None
 
 
 def _parse(file: Path) -> Tokens:
