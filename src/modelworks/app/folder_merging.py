@@ -24,6 +24,7 @@ from modelworks.merge.room import check_memory
 from modelworks.merge.run import parents_of
 from modelworks.merge.spec import MergeSpec
 from modelworks.merge.spotcheck import spot_check
+from modelworks.store.files import sync_folder, sync_tree
 from modelworks.weights.writer import check_space
 
 Progress = Callable[[JsonObject], None]
@@ -165,10 +166,12 @@ def _overlap(one: Path, other: Path) -> bool:
 
 
 def _publish(partial: Path, out: Path) -> None:
-    """Put the result in its place by one rename; what it replaces is there until then."""
+    """Put the result, all of it on the disk, in its place by one rename; what it replaces is there until then."""
+    sync_tree(partial)
     before = out.with_name(f"{out.name}.replaced")
     if out.is_dir() and any(out.iterdir()):
         shutil.rmtree(before, ignore_errors=True)
         out.rename(before)
     partial.rename(out)
+    sync_folder(out.parent)
     shutil.rmtree(before, ignore_errors=True)

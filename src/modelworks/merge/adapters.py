@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
@@ -95,7 +94,7 @@ class AdapterFindings(Findings):
 def merge_adapters(
     folder: Path, plan: Plan, watch: Watch, pace: Pace, name: str, parents: Sequence[Parent], recipe: JsonObject
 ) -> AdapterFindings:
-    """Write an adapter into the empty `folder`; when this returns, everything is on the disk.
+    """Write an adapter into the empty `folder`.
 
     Every thread holds one matrix in full where the models are full ones; of adapters only the factors.
     """
@@ -217,10 +216,7 @@ def _write_adapter(folder: Path, plan: Plan, made: Mapping[str, Factors]) -> Non
             tensors[part] = values.to(dtype).contiguous()
             if not tensors[part].isfinite().all():
                 raise Invalid(f"{part} is not finite as {dtype}; lower the weights, or choose dtype float32")
-    file = folder / ADAPTER_WEIGHTS
-    save_file(tensors, file, metadata={"format": "pt"})
-    with file.open("rb") as stream:
-        os.fsync(stream.fileno())
+    save_file(tensors, folder / ADAPTER_WEIGHTS, metadata={"format": "pt"})
     text = json.dumps(_config(plan, made), indent=2, sort_keys=True)
     (folder / "adapter_config.json").write_text(text + "\n", encoding="utf-8")
 

@@ -36,7 +36,7 @@ def merge_into(
 ) -> Findings:
     """Merge into `folder`, which is made or, if a run of the same merge was killed in it, gone on with.
 
-    When this returns, everything is on the disk and the folder may be renamed to where it belongs.
+    When this returns, the folder is whole and, once synced, may be renamed to where it belongs.
     """
     journal = Journal(folder, _digest_of(plan, recipe))
     if plan.method.gives_adapter:

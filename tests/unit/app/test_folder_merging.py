@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -93,6 +94,20 @@ def test_a_place_that_is_taken_is_left_alone(folder: Path, tmp_path: Path) -> No
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "papers"]
     kept = load_file(tmp_path / "out" / "model.safetensors")["lm_head.weight"]
     assert kept.equal(load_file(folder / "e3" / "model.safetensors")["lm_head.weight"])
+
+
+def test_every_file_is_on_the_disk_before_the_result_appears(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced = set()
+
+    def sync(handle: int) -> None:
+        synced.add(Path(f"/proc/self/fd/{handle}").readlink().name)
+
+    monkeypatch.setattr(os, "fsync", sync)
+    merged({"method": "average", "models": [str(folder / "e1")]}, tmp_path / "out", tmp_path)
+
+    assert {path.name for path in (tmp_path / "out").iterdir()} | {"out.partial", tmp_path.name} <= synced
 
 
 @pytest.mark.parametrize("out", ["e1", "e1/below", "."])
