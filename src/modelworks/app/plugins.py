@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,7 +30,8 @@ def list_plugins() -> dict[str, list[PluginInfo]]:
         "strategies": [_info(each.name, each.build, each.params) for each in strategies().values()],
         "methods": [
             _info(
-                each.name, each.params_type, each.params_type,
+                each.name, next(filter(None, (each.combine, each.prepare, each.prepare_model, each.factor))),
+                each.params_type,
                 needs_base=each.needs_base, takes_weights=each.takes_weights, paper=each.paper,
             )
             for each in methods().values()
@@ -47,7 +47,7 @@ def list_plugins() -> dict[str, list[PluginInfo]]:
     }  # fmt: skip
 
 
-def _info(name: str, does: Callable[..., Any], params: type[Spec] | None = None, **facts: JsonValue) -> PluginInfo:
+def _info(name: str, does: object, params: type[Spec] | None = None, **facts: JsonValue) -> PluginInfo:
     # A plug-in is one file whose first line says what it is.
     said = (sys.modules[does.__module__].__doc__ or "").strip().partition("\n")[0]
     schema = params.model_json_schema() if params is not None else None

@@ -5,12 +5,23 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from pydantic import Field, FiniteFloat
+
+from modelworks.merge.method import PER_MODEL, Params
+
 if TYPE_CHECKING:
     from torch import Tensor
 
 # Of the largest singular value: so much is left of a low-rank change by a subtraction in float32.
 NEGLIGIBLE = 1e-5
 _ROWS_AT_ONCE = 4096
+
+
+class SpectraParams(Params):
+    weight: FiniteFloat = Field(
+        1.0, description="factor on a task vector; with 0 the model is not there", json_schema_extra=PER_MODEL
+    )
+    lambda_: FiniteFloat = Field(1.0, alias="lambda", description="factor on the merged task vector")
 
 
 def is_matrix(shape: Sequence[int]) -> bool:

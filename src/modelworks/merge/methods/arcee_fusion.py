@@ -15,11 +15,7 @@ _AT_ONCE = 1 << 18
 _LEAST = 1e-8
 
 
-class ArceeFusionParams(Params):
-    """Arcee Fusion has none."""
-
-
-def combine(piece: Piece, _params: ArceeFusionParams, _each: Sequence[ArceeFusionParams]) -> Tensor:
+def combine(piece: Piece, _params: Params, _each: Sequence[Params]) -> Tensor:
     """Keep the changes whose score is at least median + 1.5 (third quartile - first quartile), drop the others.
 
     A score is |e - b| * KL(softmax(e) || softmax(b)), the divergence being that of its row (Arcee AI 2024). Quartiles
@@ -55,4 +51,4 @@ def _quartiles(scores: Tensor) -> list[Tensor]:
     return [scores.kthvalue(place + 1).values for place in places]
 
 
-ARCEE_FUSION = Method("arcee_fusion", ArceeFusionParams, combine, space="delta", models=(1, 1), whole=True)
+ARCEE_FUSION = Method("arcee_fusion", Params, combine, space="delta", models=(1, 1), whole=True)

@@ -11,11 +11,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-class AverageParams(Params):
-    """Average has none."""
-
-
-def combine(piece: Piece, _params: AverageParams, _each: Sequence[AverageParams]) -> Tensor:
+def combine(piece: Piece, _params: Params, _each: Sequence[Params]) -> Tensor:
     """Average the weights (Wortsman et al. 2022, arXiv:2203.05482, uniform soup)."""
     total = piece.models[0].clone()
     for values in piece.models[1:]:
@@ -23,4 +19,4 @@ def combine(piece: Piece, _params: AverageParams, _each: Sequence[AverageParams]
     return total / len(piece.models)
 
 
-AVERAGE = Method("average", AverageParams, combine, space="weights", paper="arXiv:2203.05482")
+AVERAGE = Method("average", Params, combine, space="weights", paper="arXiv:2203.05482")

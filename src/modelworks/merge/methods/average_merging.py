@@ -12,16 +12,12 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-class AverageMergingParams(Params):
-    """Average merging has none."""
-
-
-def combine(piece: Piece, _params: AverageMergingParams, _each: Sequence[AverageMergingParams]) -> Tensor:
+def combine(piece: Piece, _params: Params, _each: Sequence[Params]) -> Tensor:
     """Average the weights."""
     return mean(piece.models)
 
 
 AVERAGE_MERGING = Method(
-    "average_merging", AverageMergingParams, combine, space="weights", precision="bfloat16",
+    "average_merging", Params, combine, space="weights", precision="bfloat16",
     paper="arXiv:2203.05482",
 )  # fmt: skip

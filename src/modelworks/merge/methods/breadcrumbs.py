@@ -13,11 +13,7 @@ if TYPE_CHECKING:
     from modelworks.merge.method import Combine, TensorLook
 
 
-class BreadcrumbsParams(OutlierParams):
-    """Breadcrumbs' are those of every method that drops outliers."""
-
-
-def prepare(look: TensorLook, params: BreadcrumbsParams, each: Sequence[BreadcrumbsParams]) -> Combine:
+def prepare(look: TensorLook, params: OutlierParams, each: Sequence[OutlierParams]) -> Combine:
     """lambda * sum(w_i kept_i) (Davari and Belilovsky 2023, arXiv:2312.06795).
 
     Of each tensor int(gamma * size) changes, the largest, are dropped, and int(density * size) of the next are kept.
@@ -27,5 +23,5 @@ def prepare(look: TensorLook, params: BreadcrumbsParams, each: Sequence[Breadcru
 
 
 BREADCRUMBS = Method(
-    "breadcrumbs", BreadcrumbsParams, prepare=prepare, space="delta", reads=4, paper="arXiv:2312.06795",
+    "breadcrumbs", OutlierParams, prepare=prepare, space="delta", reads=4, paper="arXiv:2312.06795",
 )  # fmt: skip

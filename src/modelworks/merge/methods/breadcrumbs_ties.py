@@ -13,11 +13,7 @@ if TYPE_CHECKING:
     from modelworks.merge.method import Combine, TensorLook
 
 
-class BreadcrumbsTiesParams(OutlierParams):
-    """BreadcrumbsTies' are those of every method that drops outliers."""
-
-
-def prepare(look: TensorLook, params: BreadcrumbsTiesParams, each: Sequence[BreadcrumbsTiesParams]) -> Combine:
+def prepare(look: TensorLook, params: OutlierParams, each: Sequence[OutlierParams]) -> Combine:
     """Breadcrumbs (arXiv:2312.06795), but of each element only what has the sign of sum(w_i kept_i) (arXiv:2306.01708).
 
     Of each tensor int(gamma * size) changes, the largest, are dropped, and int(density * size) of the next are kept.
@@ -27,5 +23,5 @@ def prepare(look: TensorLook, params: BreadcrumbsTiesParams, each: Sequence[Brea
 
 
 BREADCRUMBS_TIES = Method(
-    "breadcrumbs_ties", BreadcrumbsTiesParams, prepare=prepare, space="delta", reads=4, paper="arXiv:2312.06795",
+    "breadcrumbs_ties", OutlierParams, prepare=prepare, space="delta", reads=4, paper="arXiv:2312.06795",
 )  # fmt: skip

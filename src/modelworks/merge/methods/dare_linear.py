@@ -13,15 +13,11 @@ if TYPE_CHECKING:
     from modelworks.merge.method import Combine, TensorLook
 
 
-class DareLinearParams(DroppingParams):
-    """Linear DARE's are those of every method that drops at random."""
-
-
-def prepare(look: TensorLook, params: DareLinearParams, each: Sequence[DareLinearParams]) -> Combine:
+def prepare(look: TensorLook, params: DroppingParams, each: Sequence[DroppingParams]) -> Combine:
     """lambda * sum(w_i kept_i), each d_i / density with a chance of density, else 0 (arXiv:2311.03099)."""
     return join(keep_at_random(look, params, each), params, each, elects=False)
 
 
 DARE_LINEAR = Method(
-    "dare_linear", DareLinearParams, prepare=prepare, space="delta", paper="arXiv:2311.03099",
+    "dare_linear", DroppingParams, prepare=prepare, space="delta", paper="arXiv:2311.03099",
 )  # fmt: skip

@@ -13,15 +13,11 @@ if TYPE_CHECKING:
     from modelworks.merge.method import Combine, TensorLook
 
 
-class DareTiesParams(DroppingParams):
-    """DARE-TIES' are those of every method that drops at random."""
-
-
-def prepare(look: TensorLook, params: DareTiesParams, each: Sequence[DareTiesParams]) -> Combine:
+def prepare(look: TensorLook, params: DroppingParams, each: Sequence[DroppingParams]) -> Combine:
     """Linear DARE (arXiv:2311.03099), but only of what has the sign of sum(w_i kept_i) (arXiv:2306.01708)."""
     return join(keep_at_random(look, params, each), params, each, elects=True)
 
 
 DARE_TIES = Method(
-    "dare_ties", DareTiesParams, prepare=prepare, space="delta", paper="arXiv:2311.03099",
+    "dare_ties", DroppingParams, prepare=prepare, space="delta", paper="arXiv:2311.03099",
 )  # fmt: skip

@@ -13,15 +13,11 @@ if TYPE_CHECKING:
     from modelworks.merge.method import Combine, TensorLook
 
 
-class DellaLinearParams(RankedParams):
-    """Linear DELLA's are those of every method that drops by rank."""
-
-
-def prepare(look: TensorLook, params: DellaLinearParams, each: Sequence[DellaLinearParams]) -> Combine:
+def prepare(look: TensorLook, params: RankedParams, each: Sequence[RankedParams]) -> Combine:
     """lambda * sum(w_i kept_i), each d_i / p_i with a chance p_i by its rank in its row, else 0 (arXiv:2406.11617)."""
     return join(keep_by_rank(look, params, each), params, each, elects=False)
 
 
 DELLA_LINEAR = Method(
-    "della_linear", DellaLinearParams, prepare=prepare, space="delta", check=check_chances, paper="arXiv:2406.11617",
+    "della_linear", RankedParams, prepare=prepare, space="delta", check=check_chances, paper="arXiv:2406.11617",
 )  # fmt: skip

@@ -5,23 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from pydantic import Field, FiniteFloat
-
-from modelworks.merge.method import PER_MODEL, Method, Params, Piece
-from modelworks.merge.spectra import inverse, is_matrix, lay_flat, product, right_vectors, upright
+from modelworks.merge.method import Method, Piece
+from modelworks.merge.spectra import SpectraParams, inverse, is_matrix, lay_flat, product, right_vectors, upright
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 
-class IsoCParams(Params):
-    weight: FiniteFloat = Field(
-        1.0, description="factor on a task vector; with 0 the model is not there", json_schema_extra=PER_MODEL
-    )
-    lambda_: FiniteFloat = Field(1.0, alias="lambda", description="factor on the merged task vector")
-
-
-def combine(piece: Piece, params: IsoCParams, each: Sequence[IsoCParams]) -> Tensor:
+def combine(piece: Piece, params: SpectraParams, each: Sequence[SpectraParams]) -> Tensor:
     """Make the spectrum of the sum of weighted task vectors even (Marczak et al. 2025, arXiv:2502.04959).
 
     For every matrix, embedding and head too: lambda * mean(S) * U V^T, where U S V^T = w_1 d_1 + ... + w_M d_M; for
@@ -44,4 +35,4 @@ def combine(piece: Piece, params: IsoCParams, each: Sequence[IsoCParams]) -> Ten
     return lay_flat(even, piece.shape) * params.lambda_
 
 
-ISO_C = Method("iso_c", IsoCParams, combine, space="delta", whole=True, paper="arXiv:2502.04959")
+ISO_C = Method("iso_c", SpectraParams, combine, space="delta", whole=True, paper="arXiv:2502.04959")

@@ -4,19 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from pydantic import Field, FiniteFloat
-
-from modelworks.merge.factors import Factors, Matrix, concatenate
-from modelworks.merge.method import PER_MODEL, Method, Params
+from modelworks.merge.factors import AdapterParams, Factors, Matrix, concatenate
+from modelworks.merge.method import Method
 
 
-class LoraAddParams(Params):
-    weight: FiniteFloat = Field(
-        1.0, description="factor on an adapter's change; may be negative", json_schema_extra=PER_MODEL
-    )
-
-
-def factor(matrix: Matrix, _params: LoraAddParams, each: Sequence[LoraAddParams]) -> Factors:
+def factor(matrix: Matrix, _params: AdapterParams, each: Sequence[AdapterParams]) -> Factors:
     """Put the factors side by side: sum_i w_i s_i B_i A_i = [w_1 s_1 B_1, w_2 s_2 B_2, ...] [A_1; A_2; ...].
 
     Adding the factors themselves would bring in products of one adapter's B with another's A.
@@ -24,4 +16,4 @@ def factor(matrix: Matrix, _params: LoraAddParams, each: Sequence[LoraAddParams]
     return concatenate(matrix.factors(), [its.weight for its in each])
 
 
-LORA_ADD = Method("lora_add", LoraAddParams, factor=factor, space="delta", adapters_only=True)
+LORA_ADD = Method("lora_add", AdapterParams, factor=factor, space="delta", adapters_only=True)

@@ -4,16 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from pydantic import Field, FiniteFloat
-
-from modelworks.merge.factors import Cut, Factors, Matrix, concatenate, recompress
-from modelworks.merge.method import PER_MODEL, Method, Params
+from modelworks.merge.factors import AdapterParams, Cut, Factors, Matrix, concatenate, recompress
+from modelworks.merge.method import Method
 
 
-class LoraCompressParams(Cut, Params):
-    weight: FiniteFloat = Field(
-        1.0, description="factor on an adapter's change; may be negative", json_schema_extra=PER_MODEL
-    )
+class LoraCompressParams(AdapterParams, Cut):
+    """What to keep of the sum."""
 
 
 def factor(matrix: Matrix, params: LoraCompressParams, each: Sequence[LoraCompressParams]) -> Factors:

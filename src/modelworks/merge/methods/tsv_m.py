@@ -5,23 +5,23 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from pydantic import Field, FiniteFloat
-
-from modelworks.merge.method import PER_MODEL, Method, Params, Piece
-from modelworks.merge.spectra import inverse, inverse_root, is_matrix, lay_flat, product, right_vectors, upright
+from modelworks.merge.method import Method, Piece
+from modelworks.merge.spectra import (
+    SpectraParams,
+    inverse,
+    inverse_root,
+    is_matrix,
+    lay_flat,
+    product,
+    right_vectors,
+    upright,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 
-class TsvMParams(Params):
-    weight: FiniteFloat = Field(
-        1.0, description="factor on a task vector; with 0 the model is not there", json_schema_extra=PER_MODEL
-    )
-    lambda_: FiniteFloat = Field(1.0, alias="lambda", description="factor on the merged task vector")
-
-
-def combine(piece: Piece, params: TsvMParams, each: Sequence[TsvMParams]) -> Tensor:
+def combine(piece: Piece, params: SpectraParams, each: Sequence[SpectraParams]) -> Tensor:
     """Merge by task singular vectors (Gargiulo et al. 2024, arXiv:2412.00081).
 
     For every matrix, embedding and head too: of each w_i d_i = U_i S_i V_i^T the largest 1/M of the singular values,
@@ -48,4 +48,4 @@ def combine(piece: Piece, params: TsvMParams, each: Sequence[TsvMParams]) -> Ten
     return lay_flat(merged, piece.shape) * params.lambda_
 
 
-TSV_M = Method("tsv_m", TsvMParams, combine, space="delta", whole=True, paper="arXiv:2412.00081")
+TSV_M = Method("tsv_m", SpectraParams, combine, space="delta", whole=True, paper="arXiv:2412.00081")

@@ -1,9 +1,10 @@
 from __future__ import annotations
 
-from modelworks.merge.methods.average import AverageParams, combine
+from modelworks.merge.method import Params
+from modelworks.merge.methods.average import combine
 from pieces import piece_of
 
-NONE = AverageParams()
+NONE = Params()
 
 
 def test_is_the_mean_of_the_models() -> None:

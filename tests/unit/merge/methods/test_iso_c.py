@@ -4,9 +4,10 @@ import pytest
 import torch
 
 from modelworks.merge.method import Piece
-from modelworks.merge.methods.iso_c import IsoCParams, combine
+from modelworks.merge.methods.iso_c import combine
+from modelworks.merge.spectra import SpectraParams
 
-PLAIN = IsoCParams()
+PLAIN = SpectraParams()
 
 
 def piece(changes: torch.Tensor) -> Piece:
@@ -27,7 +28,7 @@ def test_equals_the_sum_with_the_mean_of_its_singular_values(shape: tuple[int, i
 def test_directions_that_nobody_changed_stay_as_they_are() -> None:
     changes = torch.stack([torch.diag(torch.tensor([6.0, 0.0, 0.0])), torch.diag(torch.tensor([0.0, 1.0, 0.0]))])
 
-    merged = combine(piece(changes), IsoCParams(lambda_=0.5), [PLAIN, IsoCParams(weight=-2)])
+    merged = combine(piece(changes), SpectraParams(lambda_=0.5), [PLAIN, SpectraParams(weight=-2)])
 
     # 6 and -2 become 4 and -4; half of that
     torch.testing.assert_close(merged.view(3, 3), torch.diag(torch.tensor([2.0, -2.0, 0.0])))
@@ -36,7 +37,7 @@ def test_directions_that_nobody_changed_stay_as_they_are() -> None:
 def test_what_is_no_matrix_is_averaged_over_the_models_that_are_there() -> None:
     rows = torch.tensor([[1.0, 4.0], [3.0, 2.0], [100.0, 100.0]])
 
-    merged = combine(piece(rows), PLAIN, [PLAIN, PLAIN, IsoCParams(weight=0)])
+    merged = combine(piece(rows), PLAIN, [PLAIN, PLAIN, SpectraParams(weight=0)])
 
     assert merged.tolist() == [2.0, 3.0]
 

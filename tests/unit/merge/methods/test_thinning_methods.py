@@ -3,10 +3,9 @@ from __future__ import annotations
 import pytest
 import torch
 
+from modelworks.merge.consensus import OutlierParams
 from modelworks.merge.method import methods
-from modelworks.merge.methods.breadcrumbs import BreadcrumbsParams
 from modelworks.merge.methods.breadcrumbs import prepare as breadcrumbs
-from modelworks.merge.methods.breadcrumbs_ties import BreadcrumbsTiesParams
 from modelworks.merge.methods.breadcrumbs_ties import prepare as breadcrumbs_ties
 from pieces import Looked
 
@@ -44,7 +43,7 @@ def test_electing_ones_leave_out_what_disagrees(name: str) -> None:
 
 
 def test_breadcrumbs_drop_the_largest_and_the_smallest() -> None:
-    params = BreadcrumbsParams(density=0.5, gamma=0.25)
+    params = OutlierParams(density=0.5, gamma=0.25)
     look = Looked(torch.tensor([[1.0, -8.0, 3.0, -2.0]]), torch.zeros(4))
     (piece,) = look.pieces()
 
@@ -53,7 +52,7 @@ def test_breadcrumbs_drop_the_largest_and_the_smallest() -> None:
 
 
 def test_breadcrumbs_ties_elects_among_what_is_left() -> None:
-    params = BreadcrumbsTiesParams(density=0.5, gamma=0.25)
+    params = OutlierParams(density=0.5, gamma=0.25)
     look = Looked(torch.tensor([[1.0, -8.0, 3.0, -2.0], [9.0, 2.0, -4.0, -1.0]]), torch.zeros(4))
     (piece,) = look.pieces()
 

@@ -4,9 +4,10 @@ import pytest
 import torch
 
 from modelworks.merge.method import Piece
-from modelworks.merge.methods.tsv_m import TsvMParams, combine
+from modelworks.merge.methods.tsv_m import combine
+from modelworks.merge.spectra import SpectraParams
 
-PLAIN = TsvMParams()
+PLAIN = SpectraParams()
 
 
 def plain_tsv_m(changes: torch.Tensor) -> torch.Tensor:
@@ -52,7 +53,7 @@ def test_equal_models_give_the_strongest_half_of_their_directions() -> None:
 def test_directions_of_models_that_do_not_disturb_each_other_are_added() -> None:
     one, other = torch.diag(torch.tensor([5.0, 0.0])), torch.diag(torch.tensor([0.0, 3.0]))
 
-    merged = combine(piece(torch.stack([one, other])), TsvMParams(lambda_=0.5), [PLAIN, TsvMParams(weight=-1)])
+    merged = combine(piece(torch.stack([one, other])), SpectraParams(lambda_=0.5), [PLAIN, SpectraParams(weight=-1)])
 
     torch.testing.assert_close(merged.view(2, 2), torch.diag(torch.tensor([2.5, -1.5])))
 
@@ -60,7 +61,7 @@ def test_directions_of_models_that_do_not_disturb_each_other_are_added() -> None
 def test_what_is_no_matrix_is_averaged_over_the_models_that_are_there() -> None:
     rows = torch.tensor([[1.0, 4.0], [3.0, 2.0], [100.0, 100.0]])
 
-    merged = combine(piece(rows), PLAIN, [PLAIN, PLAIN, TsvMParams(weight=0)])
+    merged = combine(piece(rows), PLAIN, [PLAIN, PLAIN, SpectraParams(weight=0)])
 
     assert merged.tolist() == [2.0, 3.0]
 
