@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from pydantic import Field, FiniteFloat
 
+from modelworks.merge.gram import mix
 from modelworks.merge.method import PER_MODEL, Method, Params, Piece
 
 if TYPE_CHECKING:
@@ -23,13 +24,11 @@ class TaskArithmeticParams(Params):
 
 def combine(piece: Piece, params: TaskArithmeticParams, each: Sequence[TaskArithmeticParams]) -> Tensor:
     """Sum weighted task vectors: lambda * (w_1 d_1 + ... + w_M d_M) (Ilharco et al. 2023, arXiv:2212.04089)."""
-    total = piece.deltas[0] * each[0].weight
-    for delta, its in zip(piece.deltas[1:], each[1:], strict=True):
-        total += delta * its.weight
-    weights = sum(its.weight for its in each)
-    if params.normalize and abs(weights) >= 1e-8:
-        total /= weights
-    return total * params.scaling_coefficient
+    weights = [its.weight for its in each]
+    total = mix(piece.deltas, weights)
+    if params.normalize and abs(sum(weights)) >= 1e-8:
+        total /= sum(weights)
+    return total.mul_(params.scaling_coefficient)
 
 
 TASK_ARITHMETIC = Method("task_arithmetic", TaskArithmeticParams, combine, space="delta", paper="arXiv:2212.04089")
