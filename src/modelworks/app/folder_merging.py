@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import gc
 import shutil
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from modelworks.app.folders import find_inputs, workspace
+from modelworks.core.collecting import without_collecting
 from modelworks.core.config import Settings
 from modelworks.core.errors import Cancelled, Conflict, Invalid, Problem
 from modelworks.core.nouns import JsonObject
@@ -77,7 +77,8 @@ def merge_folders(
     out = out.expanduser().absolute()
     partial = out.with_name(f"{out.name}.partial")
     _check_place(out, partial, merge, overwrite=overwrite)
-    _load_torch()
+    with without_collecting():
+        import torch  # noqa: F401  for what imports it later
     from modelworks.weights.loading import choose_device
 
     pace = Pace(choose_device(merge.spec.device), threads=threads, report=merge.spec.report)
@@ -126,20 +127,11 @@ def _laid_on(spec: MergeSpec) -> dict[str, str]:
     return {second or first: first if second else spec.base or "" for first, _, second in pairs}
 
 
-def _load_torch() -> None:
-    """Import torch a fifth faster: none of the many objects that it makes is garbage."""
-    gc.disable()
-    import torch  # noqa: F401  for what imports it later
-
-    gc.freeze()
-    gc.enable()
-
-
 def _check_place(out: Path, partial: Path, merge: FolderMerge, *, overwrite: bool) -> None:
     problems = [
         Problem(str(out), f"lies in {name} or holds it, which is merged", "choose another folder with --out")
-        for name, folder in _folders(merge)
-        if _overlap(out.resolve(), folder)
+        for folder, name in _folders(merge).items()
+        if out.resolve().is_relative_to(folder) or folder.is_relative_to(out.resolve())
     ]
     if problems:
         raise Invalid(f"--out {'; '.join(map(str, problems))}", problems=tuple(problems))
@@ -154,15 +146,10 @@ def _check_place(out: Path, partial: Path, merge: FolderMerge, *, overwrite: boo
     out.parent.mkdir(parents=True, exist_ok=True)
 
 
-def _folders(merge: FolderMerge) -> Iterable[tuple[str, Path]]:
-    yield merge.plan.frame.name, merge.plan.frame.path
-    for expert in merge.plan.experts:
-        yield expert.artifact.name, expert.artifact.path
-        yield expert.model.name, expert.model.path
-
-
-def _overlap(one: Path, other: Path) -> bool:
-    return one.is_relative_to(other) or other.is_relative_to(one)
+def _folders(merge: FolderMerge) -> dict[Path, str]:
+    """The names of all that is merged, by folder."""
+    experts = (item for expert in merge.plan.experts for item in (expert.model, expert.artifact))
+    return {item.path.resolve(): item.name for item in (merge.plan.frame, *experts)}
 
 
 def _publish(partial: Path, out: Path) -> None:

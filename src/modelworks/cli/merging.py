@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import signal
 import threading
 import time
@@ -18,6 +17,7 @@ from modelworks.cli.follow import show_progress
 from modelworks.cli.options import Group, Session, pass_session
 from modelworks.cli.run import queueing_options, spec_file, submit, waiting_options
 from modelworks.cli.spec_flags import SpecCommand
+from modelworks.core.collecting import without_collecting
 
 if TYPE_CHECKING:
     from modelworks.app.folder_merging import FolderMerge
@@ -36,7 +36,7 @@ class MergeCommand(SpecCommand, Group):
     ) -> click.Context:
         command = self.commands.get(args[0]) if args else None
         if command is None:
-            with _without_collecting():
+            with without_collecting():
                 return super().make_context(info_name, args, parent, **extra)
         return command.make_context(f"{info_name} {args[0]}", args[1:], parent, **extra)
 
@@ -80,7 +80,7 @@ def merge(
 
     SPEC.yaml is a merge's spec or mergekit's file. Options go over what the file says.
     """
-    with _without_collecting():
+    with without_collecting():
         from modelworks.app import folder_merging
 
     if out is None and not dry_run:
@@ -89,7 +89,7 @@ def merge(
         submit(session, "merge", dict(told), **asked)
         return
     started = time.monotonic()
-    with _without_collecting():
+    with without_collecting():
         planned = folder_merging.plan_folders(body, session.settings, threads or 0)
     _say(session, planned.estimate.notes)
     if dry_run or out is None:
@@ -123,17 +123,6 @@ def _print_plan(session: Session, planned: FolderMerge) -> None:
         return
     sizes = {key: render.size(facts[key]) for key in ("bytes_read", "bytes_written", "memory_bytes")}
     render.print_facts(facts | sizes | {"seconds": f"about {facts['seconds']}", "notes": None})
-
-
-@contextmanager
-def _without_collecting() -> Iterator[None]:
-    """Import and plan a fifth faster: nothing of what that makes is garbage, so none is looked for."""
-    gc.disable()
-    try:
-        yield
-    finally:
-        gc.freeze()
-        gc.enable()
 
 
 @contextmanager

@@ -10,10 +10,14 @@ import yaml
 from safetensors.torch import load_file
 
 import mergekit_recipes
-from modelworks.app.folder_merging import merge_folders, plan_folders
+from artifacts import as_model
+from modelworks.app.folder_merging import FolderMerge, merge_folders, plan_folders
 from modelworks.core.config import Settings
 from modelworks.core.errors import Cancelled, Conflict, Invalid, NotFound
 from modelworks.core.nouns import JsonObject
+from modelworks.merge.estimate import estimate
+from modelworks.merge.plan import make_plan
+from modelworks.merge.spec import MergeSpec
 from tiny import tiny_adapter, tiny_llama
 
 # What mergekit_recipes.py prints.
@@ -114,10 +118,21 @@ def test_every_file_is_on_the_disk_before_the_result_appears(
 def test_a_result_never_lands_in_what_is_merged(out: str, folder: Path, tmp_path: Path) -> None:
     body = {"method": "average", "models": [str(folder / "e1"), str(folder / "e2")]}
 
-    with pytest.raises(Invalid, match="lies in"):
+    with pytest.raises(Invalid, match="lies in") as refused:
         merged(body, folder / out, tmp_path, overwrite=True)
 
+    # Each folder is told of once.
+    assert len(refused.value.problems) == (2 if out == "." else 1)
     assert sorted(path.name for path in folder.iterdir()) == ["base", "e1", "e2", "e3"]
+
+
+def test_a_workspace_behind_a_link_is_not_overwritten_either(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(folder)
+    plan = make_plan(MergeSpec(method="average", models=("e1",)), {"e1": as_model(tmp_path / "link" / "e1", "e1")})
+    planned = FolderMerge(MergeSpec(models=("e1",)), plan, estimate(plan, 1, "cpu"))
+
+    with pytest.raises(Invalid, match="lies in e1"):
+        merge_folders(planned, folder / "e1", lambda _: None, lambda: False, threads=1, overwrite=True)
 
 
 def test_a_merge_that_is_stopped_leaves_nothing(folder: Path, tmp_path: Path) -> None:
