@@ -45,8 +45,8 @@ class Looked:
     def shape(self) -> tuple[int, ...]:
         return self.whole_shape or (self.size,)
 
-    def pieces(self) -> Iterator[Piece]:
-        for start in range(0, self.size, self.elements):
+    def pieces(self, every: int = 1) -> Iterator[Piece]:
+        for start in range(0, self.size, self.elements * every):
             stop = min(start + self.elements, self.size)
             base = None if self.base is None else self.base[start:stop]
             yield Piece(self.name, self.shape, start, base, self.models[:, start:stop])

@@ -31,6 +31,6 @@ class Derived:
     def size(self) -> int:
         return self.look.size
 
-    def pieces(self) -> Iterator[Piece]:
-        for piece in self.look.pieces():
+    def pieces(self, every: int = 1) -> Iterator[Piece]:
+        for piece in self.look.pieces(every):
             yield Piece(piece.name, piece.shape, piece.start, None, deltas=self.rows(piece))

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 # With a few models, float32 and scratch this stays near the processor's cache; a GPU wants fewer, larger transfers.
 CHUNK_ELEMENTS = {"cpu": 1 << 18, "cuda": 1 << 24}
 MOST_THREADS = 8
+# Blocks of this size are given back when they are free: kept, they would scatter over the heap.
+LARGEST_KEPT_BYTES = 32 << 20
 
 
 class Sink(Protocol):
@@ -69,7 +71,7 @@ def merge(
     engine = _Engine(plan, sink, watch, pace)
     # The largest first: none of them is left alone at the end.
     steps = sorted((s for s in plan.steps if s.output.name not in finished), key=lambda step: -step.elements)
-    keep_freed_memory()
+    keep_freed_memory(LARGEST_KEPT_BYTES)
     with one_thread_each(), ExitStack() as stack:
         engine.open(stack)
         engine.done = plan.size_bytes - sum(step.output.size_bytes for step in steps)

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 # A sample is one of so many blocks of so many elements, spread evenly: the same whatever the pieces of the merge.
-SAMPLE_STRIDE = 16
+SAMPLE_STRIDE = 32
 SAMPLE_ELEMENTS = 1 << 15
 
 
@@ -109,14 +109,17 @@ class Findings:
                 found[f"{self.labels[one]} / {self.labels[other]}"] = round(cosine, 4)
         return found
 
+    def as_json(self) -> JsonObject:
+        return {"task_vector_norms": dict(self.norms()), "cosines": dict(self.cosines())}
+
     def table(self) -> list[JsonObject]:
         """One row a layer (and one for all that is in none): norms relative to the base, conflicts, what is kept."""
-        groups: dict[str, list[str]] = defaultdict(list)
+        groups: dict[int, list[str]] = defaultdict(list)
         for name in self._sizes:
             if name in self._seen:
                 layer = layer_of(name)
-                groups["other" if layer is None else f"layer {layer}"].append(name)
-        return [self._row(group, names) for group, names in sorted(groups.items(), key=lambda item: _order(item[0]))]
+                groups[-1 if layer is None else layer].append(name)
+        return [self._row("other" if layer < 0 else f"layer {layer}", names) for layer, names in sorted(groups.items())]
 
     def _row(self, group: str, names: list[str]) -> JsonObject:
         seen = [self._seen[name] for name in names]
@@ -150,7 +153,3 @@ class Findings:
 def labels(experts: tuple[Expert, ...]) -> list[str]:
     names = [expert.artifact.name for expert in experts]
     return [name if names.count(name) == 1 else f"{name} #{place}" for place, name in enumerate(names, 1)]
-
-
-def _order(group: str) -> tuple[int, int]:
-    return (0, 0) if group == "other" else (1, int(group.split()[1]))

@@ -22,13 +22,10 @@ if TYPE_CHECKING:
 PER_MODEL: dict[str, Any] = {"per_model": True}
 
 
+# The parameters of one method; methods with the same ones share a type. Every number may differ from tensor to tensor
+# (see schedule.py), and those marked PER_MODEL from model to model as well. A method is given the values that hold for
+# the tensor at hand: plain numbers.
 class Params(Spec):
-    """The parameters of one method; each method has its own type.
-
-    Every number may differ from tensor to tensor (see schedule.py), and those marked PER_MODEL from model to model as
-    well. A method is given the values that hold for the tensor at hand: plain numbers.
-    """
-
     # `lambda` is no name for a field in Python: it is the alias of lambda_.
     model_config = ConfigDict(populate_by_name=True)
 
@@ -110,8 +107,12 @@ class TensorLook(Protocol):
     def size(self) -> int:
         """How many elements it has."""
 
-    def pieces(self) -> Iterator[Piece]:
-        """All of it from the first element on; always the same pieces, whatever the pieces of the merge itself."""
+    def pieces(self, every: int = 1) -> Iterator[Piece]:
+        """All of it from the first element on; always the same pieces, whatever the pieces of the merge itself.
+
+        Args:
+            every: read only each second, third ... of them.
+        """
 
 
 class Look(Protocol):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
@@ -140,14 +141,14 @@ class StepLook:
         self._pieces, self._step = pieces, step
         self._kept: list[Piece] = []
 
-    def pieces(self) -> Iterator[Piece]:
+    def pieces(self, every: int = 1) -> Iterator[Piece]:
         if self._kept:
-            yield from self._kept
+            yield from self._kept[::every]
             return
         found = []
-        for start, stop in self._pieces.spans(self._step, LOOK_ELEMENTS):
+        for start, stop in islice(self._pieces.spans(self._step, LOOK_ELEMENTS), 0, None, every):
             piece = self._pieces.read(self._step, start, stop)
-            if self.size <= KEPT_PIECES * LOOK_ELEMENTS:
+            if every == 1 and self.size <= KEPT_PIECES * LOOK_ELEMENTS:
                 found.append(piece)
             yield piece
         self._kept = found

@@ -21,7 +21,9 @@ _UPPER, _LOWER = 1 << 15, 1 << 16
 
 # Of a sample there are at least so many elements; they are so far apart: by primes, not to follow a matrix' columns.
 _SAMPLE = 1 << 15
-_STRIDES = (1, 3, 5, 11, 23, 47, 97, 197, 397, 797)
+_STRIDES = (1, 3, 5, 11, 23, 47)
+# Of a tensor larger than this, one piece in so many is sampled.
+_LARGE, _EVERY = 1 << 22, 4
 # So many elements may be held for a cut, with their places.
 _MOST_INSIDE = 1 << 21
 
@@ -111,8 +113,11 @@ def _estimate(look: TensorLook, wanted: Sequence[tuple[int, int]]) -> list[tuple
     """Two magnitudes for each cut, between which it almost certainly is, by a sample from all over the tensor."""
     import torch
 
-    stride = max(stride for stride in _STRIDES if stride == 1 or stride * _SAMPLE <= look.size)
-    rows = sort_rows(torch.cat([piece.deltas[:, ::stride].abs() for piece in look.pieces()], 1))
+    every = _EVERY if look.size > _LARGE else 1
+    # The larger the tensor, the closer the bounds must be for what is between them to be held.
+    least = max(_SAMPLE, look.size >> 8) * every
+    stride = max(stride for stride in _STRIDES if stride == 1 or stride * least <= look.size)
+    rows = sort_rows(torch.cat([piece.deltas[:, ::stride].abs() for piece in look.pieces(every)], 1))
     last = rows.shape[1] - 1
     bounds = []
     for row, count in wanted:
@@ -135,11 +140,11 @@ def _collect(
     all_values = torch.empty(len(wanted), most)
     below, inside = [0] * len(wanted), [0] * len(wanted)
     for piece in look.pieces():
-        magnitudes, less = torch.empty(2, piece.deltas.shape[1], device=piece.deltas.device)
+        magnitudes = torch.empty_like(piece.deltas[0])
         for index, ((row, _), (low, high)) in enumerate(zip(wanted, bounds, strict=True)):
             torch.abs(piece.deltas[row], out=magnitudes)
-            below[index] += int(torch.lt(magnitudes, low, out=less).sum())
-            found = _where(magnitudes, low, high)
+            fewer, found = _where(magnitudes, low, high)
+            below[index] += fewer
             span = slice(inside[index], inside[index] + len(found))
             inside[index] = span.stop
             if span.stop <= most:
@@ -204,7 +209,7 @@ def _count_lower(look: TensorLook, bins: Sequence[tuple[int, int]]) -> list[Tens
         patterns = _patterns(piece.deltas)
         upper = patterns.bitwise_right_shift(16)
         found = [
-            torch.bincount(patterns[row][_where(upper[row], bits, bits)].bitwise_and_(_LOWER - 1), minlength=_LOWER)
+            torch.bincount(patterns[row][_where(upper[row], bits, bits)[1]].bitwise_and_(_LOWER - 1), minlength=_LOWER)
             for row, bits in bins
         ]
         totals = [total.add_(counts) for total, counts in zip(totals, found, strict=True)] if totals else found
@@ -219,7 +224,7 @@ def _find_places(look: TensorLook, wanted: Sequence[tuple[int, int, int]]) -> li
         patterns = _patterns(piece.deltas)
         for index, count in list(left.items()):
             row, pattern, _ = wanted[index]
-            found = _where(patterns[row], pattern, pattern)
+            _, found = _where(patterns[row], pattern, pattern)
             left[index] -= len(found)
             if left[index] <= 0:
                 places[index] = piece.start + int(found[count - 1])
@@ -244,16 +249,17 @@ def _patterns(rows: Tensor) -> Tensor:
     return rows.abs().view(torch.int32)
 
 
-def _where(row: Tensor, low: float, high: float) -> Tensor:
-    """The places of what is neither less than `low` nor more than `high`."""
+def _where(row: Tensor, low: float, high: float) -> tuple[int, Tensor]:
+    """How many are less than `low`; the places of those that are not, and no more than `high` either."""
     import torch
 
     if row.is_cpu:  # numpy finds them several times faster
         import numpy as np
 
         values = row.numpy()
-        return torch.from_numpy(np.flatnonzero((values >= low) & (values <= high)))
-    return torch.nonzero((row >= low) & (row <= high)).view(-1)
+        above = values >= low
+        return len(values) - int(np.count_nonzero(above)), torch.from_numpy(np.flatnonzero(above & (values <= high)))
+    return int((row < low).sum()), torch.nonzero((row >= low) & (row <= high)).view(-1)
 
 
 def sort_rows(rows: Tensor) -> Tensor:

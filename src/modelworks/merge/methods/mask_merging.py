@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator, Sequence
+from itertools import islice
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field, FiniteFloat
@@ -105,8 +106,8 @@ class _Tensor:
         self.name, self.size, self.shape = name, masked.sizes[name], (masked.sizes[name],)
         self._masked = masked
 
-    def pieces(self) -> Iterator[Piece]:
-        return self._masked.pieces(self.name)
+    def pieces(self, every: int = 1) -> Iterator[Piece]:
+        return islice(self._masked.pieces(self.name), 0, None, every)
 
 
 def _kept_largest(look: Look, rates: Sequence[float]) -> Combine:
