@@ -99,8 +99,7 @@ def merge_folders(
         "tensors_merged": sum(step.merged for step in merge.plan.steps),
         "bytes": merge.plan.size_bytes,
         "seconds": round(time.monotonic() - started, 3),
-        "task_vector_norms": dict(findings.norms()),
-        "cosines": dict(findings.cosines()),
+        **findings.as_json(),
         "doubts": [*doubts],
     }
 

@@ -42,11 +42,7 @@ def make(recipe: Mapping[str, Any], dtype: torch.dtype, device: torch.device) ->
     plan = make_plan(spec, {name: from_json(body) for name, body in recipe["inputs"].items()})
     tensors = {step.output.name: torch.empty(step.output.shape, dtype=dtype, device=device) for step in plan.steps}
     findings = merge(plan, MemorySink(tensors), _Unwatched(), Pace(choose_device(spec.device), report=spec.report))
-    return tensors, {
-        "tensors_merged": sum(step.merged for step in plan.steps),
-        "task_vector_norms": dict(findings.norms()),
-        "cosines": dict(findings.cosines()),
-    }
+    return tensors, {"tensors_merged": sum(step.merged for step in plan.steps), **findings.as_json()}
 
 
 if __name__ == "__main__":

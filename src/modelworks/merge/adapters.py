@@ -73,19 +73,17 @@ class AdapterFindings(Findings):
     @property
     def relative_error(self) -> float:
         """Of the whole adapter: the norm of all that is left out, relative to that of all that was to be kept."""
-        whole, missing = 0.0, sum(norm**2 for norm in self._left_out.values())
+        whole = missing = sum(norm**2 for norm in self._left_out.values())
         for row in self._rows.values():
             norm, error = float(str(row["norm"])) ** 2, float(str(row["relative_error"])) ** 2
             whole += norm / (1 - error) if error < 1 else norm
             missing += norm * error / (1 - error) if error < 1 else norm
-        whole += sum(norm**2 for norm in self._left_out.values())
         return (missing / whole) ** 0.5 if whole else 0.0
 
     def as_json(self) -> JsonObject:
         return {
             "relative_error": self.relative_error,
-            "task_vector_norms": dict(self.norms()),
-            "cosines": dict(self.cosines()),
+            **super().as_json(),
             "matrices": list(self.matrices),
             "left_out": dict(self.left_out),
         }

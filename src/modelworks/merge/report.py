@@ -30,8 +30,7 @@ def write_report(folder: Path, findings: Findings) -> list[str]:
         return []
     facts: JsonObject = {
         "share_looked_at": round(findings.share_seen, 3),
-        "task_vector_norms": dict(findings.norms()),
-        "cosines": dict(findings.cosines()),
+        **findings.as_json(),
         "layers": list(rows),
     }
     (folder / REPORT).write_text(json.dumps(facts, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
@@ -89,8 +88,7 @@ def _card_lines(findings: Findings) -> Iterator[str]:
     yield from ("", "| model | norm of its task vector |", "|---|---|")
     for label, norm in findings.norms().items():
         yield f"| {label} | {norm:g} |"
-    cosines = findings.cosines()
-    if cosines:
+    if cosines := findings.cosines():
         yield from ("", "| task vectors | cosine |", "|---|---|")
         yield from (f"| {pair} | {cosine:g} |" for pair, cosine in cosines.items())
     yield from ("", f"![Norms relative to the base, sign conflicts and changed elements by layer]({PICTURE})", "")

@@ -8,7 +8,7 @@ from dataclasses import asdict
 
 from modelworks.core.context import JobContext
 from modelworks.core.nouns import Adapter, ArtifactKind, Draft, JsonObject, Model, Parent
-from modelworks.merge.adapters import AdapterFindings, adapter_facts
+from modelworks.merge.adapters import adapter_facts
 from modelworks.merge.engine import Pace
 from modelworks.merge.folder import merge_into
 from modelworks.merge.plan import Plan, make_plan
@@ -49,15 +49,12 @@ def run(
         replace=spec.replace,
     )
     job.publish(finish(draft))
-    factored = findings.as_json() if isinstance(findings, AdapterFindings) else {}
-    return factored | {
+    return findings.as_json() | {
         "name": spec.published_name,
         "seconds": round(time.monotonic() - started, 3),
         "bytes": plan.size_bytes,
         "tensors": len(plan.steps),
         "tensors_merged": sum(step.merged for step in plan.steps),
-        "task_vector_norms": dict(findings.norms()),
-        "cosines": dict(findings.cosines()),
         "share_looked_at": round(findings.share_seen, 3),
         "layers": list(findings.table()),
     }
