@@ -48,12 +48,6 @@ class LowRank:
             return self.left.shape[1], self.right.shape[0]
         return self.left.shape[0], self.right.shape[1]
 
-    @property
-    def ranks(self) -> tuple[int, int]:
-        return (
-            (self.left.shape[0], self.right.shape[1]) if self.transposed else (self.left.shape[1], self.right.shape[0])
-        )
-
 
 @dataclass(frozen=True, slots=True)
 class Saved:
@@ -180,17 +174,12 @@ def find_changes(folder: Path, name: str, tensors: Mapping[str, TensorInfo]) -> 
         if transposed and magnitude is not None:
             problems.append(Problem(name, f"{module} is an embedding under DoRA", "fold it in with PEFT first"))
             continue
-        change = LowRank(
-            left,
-            right,
-            transposed,
-            _scale(config, module, (right.shape[1] if transposed else right.shape[0])),
-            magnitude,
-        )
-        if change.ranks[0] != change.ranks[1]:
-            problems.append(Problem(name, f"{module} has factors of rank {change.ranks[0]} and {change.ranks[1]}"))
+        one, other = (left.shape[0], right.shape[1]) if transposed else (left.shape[1], right.shape[0])
+        if not one or one != other:
+            problems.append(Problem(name, f"{module} has factors of rank {one} and {other}", "the adapter is damaged"))
             continue
-        changes[f"{module}.weight"] = change
+        scale = _scale(config, module, one)
+        changes[f"{module}.weight"] = LowRank(left, right, transposed, scale, magnitude)
     return changes, problems
 
 

@@ -104,6 +104,11 @@ def only(house: House, name: str, content: bytes = b"GGUF") -> None:
     (house.expert / name).write_bytes(content)
 
 
+def without_rank(tensors: dict[str, torch.Tensor]) -> None:
+    for name, values in sorted(tensors.items())[:2]:
+        tensors[name] = (values[:0] if "lora_A" in name else values[:, :0]).clone()
+
+
 def of_another_base(house: House) -> None:
     house.inputs["lora"] = as_adapter(house.folder / "lora", "lora", as_model(house.expert, "expert"))
 
@@ -168,6 +173,8 @@ CASES: dict[str, tuple[str, tuple[str, ...], Break, dict[str, Any]]] = {
         of_another_base, {"models": ["lora"]}),
     "an adapter with half a factor": ("adapter_mismatch", ("has only one of its two factors",),
         lambda house: house.weights(lambda tensors: tensors.pop(min(tensors)), "lora"), {"models": ["lora"]}),
+    "an adapter of no rank": ("adapter_mismatch", ("has factors of rank 0 and 0",),
+        lambda house: house.weights(without_rank, "lora"), {"models": ["lora"]}),
     "an adapter of more than a LoRA": ("adapter_mismatch", ("bias is 'all'", "fold it into its base"),
         lambda house: house.json("adapter_config.json", "lora", bias="all"), {"models": ["lora"]}),
     "an adapter's folder as a model": ("adapter_mismatch", ("is an adapter, not a full model",),
