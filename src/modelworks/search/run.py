@@ -41,7 +41,7 @@ def run(spec: SearchSpec, job: JobContext) -> JsonObject:
     _try_all(spec, job, axes, goals, bench, log)
     best = ranked(goals, log.trials)[0]
     if best.problem:
-        raise Invalid(f"no trial could be measured; the recipe itself: {best.problem}", problems=())
+        raise Invalid(f"no trial could be measured; the recipe itself: {best.problem}")
     winner = recipe_at(spec.recipe, best.point) if best.number else spec.recipe
     found = _summary(goals, log.trials, best) | {"held_out": _report(spec, job, goals, bench, winner)}
     del bench

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from modelworks.merge.gram import mix
 from modelworks.merge.method import Method, Piece
 from modelworks.merge.spectra import SpectraParams, inverse, is_matrix, lay_flat, product, right_vectors, upright
 
@@ -20,12 +21,8 @@ def combine(piece: Piece, params: SpectraParams, each: Sequence[SpectraParams]) 
     adapters, stay as they are and do not count in the mean: where the authors' code has as many directions as the
     matrix has rows or columns, some of them would be noise.
     """
-    import torch
-
     weights = [its.weight for its in each]
-    total = torch.zeros_like(piece.base)
-    for delta, weight in zip(piece.deltas, weights, strict=True):
-        total += delta * weight
+    total = mix(piece.deltas, weights)
     if not is_matrix(piece.shape):
         return total.mul_(params.lambda_ / max(sum(weight != 0 for weight in weights), 1))
     matrix = upright(total, piece.shape)
