@@ -20,7 +20,7 @@ class LinearParams(Params):
 
 
 def check_each(params: LinearParams, each: Sequence[LinearParams]) -> list[Problem]:
-    if params.normalize and not sum(its.weight for its in each):
+    if params.normalize and abs(sum(its.weight for its in each)) < 1e-8:
         return [Problem("weight", "the weights add up to 0, so there is no mean", "change one, or set normalize false")]
     return []
 

@@ -27,7 +27,7 @@ class MultislerpParams(Params):
 
 
 def check_each(params: MultislerpParams, each: Sequence[MultislerpParams]) -> list[Problem]:
-    if params.normalize_weights and not sum(its.weight for its in each):
+    if params.normalize_weights and abs(sum(its.weight for its in each)) < 1e-8:
         what = "the weights add up to 0, so there is no mean"
         return [Problem("weight", what, "change one, or set normalize_weights false")]
     return []

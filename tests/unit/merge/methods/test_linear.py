@@ -30,9 +30,11 @@ def test_one_model_gives_itself_at_any_weight() -> None:
     assert merged(LINEAR, MODELS[:1], weights=(0.5,)).tolist() == MODELS[0].tolist()
 
 
-def test_weights_that_add_up_to_nothing_have_no_mean(tmp_path: Path) -> None:
-    inputs = {name: as_model(tiny_llama(tmp_path / name, seed), name) for seed, name in enumerate("ab")}
-    spec = {"method": "linear", "models": ("a", "b"), "weights": (1, -1)}
+# The second sum is 5.6e-17 in floating point.
+@pytest.mark.parametrize("weights", [(1, -1, 0), (0.1, 0.2, -0.3)])
+def test_weights_that_add_up_to_nothing_have_no_mean(tmp_path: Path, weights: tuple[float, ...]) -> None:
+    inputs = {name: as_model(tiny_llama(tmp_path / name, seed), name) for seed, name in enumerate("abc")}
+    spec = {"method": "linear", "models": ("a", "b", "c"), "weights": weights}
 
     with pytest.raises(Invalid, match=r"params.weight: the weights add up to 0") as caught:
         make_plan(MergeSpec.model_validate(spec), inputs)

@@ -50,4 +50,4 @@ def test_task_vectors_of_nothing_give_the_base() -> None:
 
 
 def test_weights_that_add_up_to_nothing_have_no_mean() -> None:
-    assert check_each(MultislerpParams(), [MultislerpParams(weight=1), MultislerpParams(weight=-1)])
+    assert check_each(MultislerpParams(), [MultislerpParams(weight=weight) for weight in (0.1, 0.2, -0.3)])
