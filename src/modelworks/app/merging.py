@@ -13,8 +13,7 @@ from modelworks.core.nouns import AnyArtifact, EventType, Job, JsonObject
 from modelworks.core.spec import parse_spec
 from modelworks.core.states import JobState
 from modelworks.merge.estimate import Estimate as Estimate
-from modelworks.merge.estimate import estimate
-from modelworks.merge.plan import make_plan
+from modelworks.merge.room import check
 from modelworks.merge.spec import MergeSpec
 from modelworks.store import events
 
@@ -49,7 +48,7 @@ def plan_merge(services: Services, body: Mapping[str, object]) -> Estimate:
     """
     told, notes = read_merge(body)
     spec = parse_spec(MergeSpec, told, where="merge")
-    return estimate(make_plan(spec, services.inputs(kind_named("merge"), spec)), 0, spec.device, notes)
+    return check(spec, services.inputs(kind_named("merge"), spec), notes)
 
 
 def merge_job(services: Services, id_or_alias: str) -> Job:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from modelworks.core.errors import Invalid, Problem
@@ -14,13 +14,15 @@ from modelworks.merge.spec import MergeSpec
 MEMORY = Path("/proc/meminfo")
 
 
-def check(spec: MergeSpec, inputs: Mapping[str, AnyArtifact]) -> None:
-    """Find everything wrong with a merge before any weight is read.
+def check(spec: MergeSpec, inputs: Mapping[str, AnyArtifact], notes: Sequence[str] = ()) -> Estimate:
+    """Find everything wrong with a merge before any weight is read; say what it will take.
 
     Raises:
         Invalid: with one Problem for each thing that is wrong.
     """
-    check_memory(estimate(make_plan(spec, inputs), 0, spec.device), "MemTotal")
+    wanted = estimate(make_plan(spec, inputs), 0, spec.device, notes)
+    check_memory(wanted, "MemTotal")
+    return wanted
 
 
 def check_memory(wanted: Estimate, of: str = "MemAvailable") -> None:
