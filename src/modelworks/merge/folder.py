@@ -19,13 +19,15 @@ from modelworks.merge.fit import weight_files
 from modelworks.merge.layers import restacked
 from modelworks.merge.pieces import Watch
 from modelworks.merge.plan import Plan
-from modelworks.merge.report import write_report
+from modelworks.merge.report import REPORT, write_report
 from modelworks.merge.tokenizer_files import write_tokenizer
 from modelworks.weights.reader import INDEX
 from modelworks.weights.safety import read_object
 from modelworks.weights.writer import CheckpointWriter
 
 _COPIED = frozenset({".json", ".jinja", ".model", ".txt"})
+# They are made anew, or tell how the frame itself was made.
+_NOT_COPIED = frozenset({"config.json", INDEX, REPORT, "search.json"})
 JOURNAL = ".journal"
 # How much may have to be merged again after a power cut, at the pace of a merge; syncing costs some of it.
 SECONDS_BETWEEN_SYNCS = 10.0
@@ -105,7 +107,7 @@ def _copy_companions(plan: Plan, folder: Path) -> None:
     source = plan.frame.path
     for path in sorted(source.iterdir()):
         wanted = path.suffix in _COPIED or path.name.upper().startswith(("LICENSE", "NOTICE"))
-        if path.is_file() and wanted and path.name not in {"config.json", INDEX}:
+        if path.is_file() and wanted and path.name not in _NOT_COPIED:
             shutil.copyfile(path, folder / path.name)
     config = read_object(source / "config.json")
     if plan.dtype is not None:

@@ -100,6 +100,17 @@ def test_a_place_that_is_taken_is_left_alone(folder: Path, tmp_path: Path) -> No
     assert kept.equal(load_file(folder / "e3" / "model.safetensors")["lm_head.weight"])
 
 
+def test_the_report_of_an_earlier_merge_is_not_taken_over(folder: Path, tmp_path: Path) -> None:
+    reports = {"merge_report.json", "merge_report.svg", "search.json"}
+    merged({"base": str(folder / "base"), "models": [str(folder / "e1")]}, tmp_path / "one", tmp_path)
+    (tmp_path / "one" / "search.json").write_text("{}")
+    first = {path.name for path in (tmp_path / "one").iterdir()}
+    merged({"method": "average", "models": [str(tmp_path / "one")]}, tmp_path / "two", tmp_path)
+
+    assert {path.name for path in (tmp_path / "two").iterdir()} == first - reports
+    assert first >= reports
+
+
 def test_every_file_is_on_the_disk_before_the_result_appears(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
