@@ -18,7 +18,6 @@ from modelworks.merge.fit import HEAD
 from modelworks.merge.plan import Plan, make_plan
 from modelworks.merge.spec import MergeSpec
 from modelworks.store.catalog import from_json, to_json
-from modelworks.weights.reader import Checkpoint
 
 ENGINE = "merge in memory"
 
@@ -88,8 +87,8 @@ def _problems(spec: MergeSpec, plan: Plan) -> Iterator[Problem]:
         yield Problem("tokenizer", "a merge in memory has the tokens of its base", remedy)
     if spec.chat_template is not None:
         yield Problem("chat_template", "a merge in memory has that of its base", remedy)
-    with Checkpoint.open(plan.frame.path) as checkpoint:
-        wanted = {name: info.shape for name, info in checkpoint.tensors.items() if name != HEAD}
+    frame = plan.base or plan.experts[0]
+    wanted = {name: info.shape for name, info in frame.tensors.items() if name != HEAD}
     made = {step.output.name: step.output.shape for step in plan.steps if step.output.name != HEAD}
     if wanted != made:
         where = "slices" if spec.slices else "models"
