@@ -58,25 +58,31 @@ class GgufCheckpoint(Checkpoint):
         config = read_object(folder / "config.json")
         self._heads = int(str(config["num_attention_heads"])), int(str(config["num_key_value_heads"]))
         self._orders: dict[str, torch.Tensor] = {}
-        entries = {own: self._file.tensors[name] for own, name in self._names.items()}
+        path, entries = self._file.path, {own: self._file.tensors[name] for own, name in self._names.items()}
+        # Each ends where the next begins.
+        ends = sorted([path.stat().st_size, *(entry.start for entry in entries.values())])
         super().__init__(
             {
-                own: TensorInfo(own, "BF16", entry.shape, self._file.path, entry.start, entry.start)
+                own: TensorInfo(
+                    own, "BF16", entry.shape, path, entry.start,
+                    next((end for end in ends if end > entry.start), entry.start),
+                )
                 for own, entry in entries.items()
             },
             folder,
-        )
+        )  # fmt: skip
 
     def read(self, name: str, start: int = 0, stop: int | None = None) -> torch.Tensor:
         shape, own = self.tensors[name].shape, self._names[name]
+        is_whole = start == 0 and stop is None
         if len(shape) != 2:
-            whole = self._file.read(own)
-            return whole if start == 0 and stop is None else whole.view(-1)[start:stop]
+            values = self._file.read(own)
+            return values if is_whole else values.view(-1)[start:stop]
         columns = shape[1]
         last = shape[0] * columns if stop is None else stop
         first = start // columns
         rows = self._file.read(own, self._order(own, shape[0])[first : -(-last // columns)])
-        return rows if start == 0 and stop is None else rows.view(-1)[start - first * columns : last - first * columns]
+        return rows if is_whole else rows.view(-1)[start - first * columns : last - first * columns]
 
     def _order(self, own: str, rows: int) -> torch.Tensor:
         """Where the rows of a matrix lie in the file."""

@@ -31,6 +31,9 @@ def test_what_is_read_in_any_pieces_rounds_to_what_is_converted(
         assert (folder / name).read_bytes() == (converted / name).read_bytes()
     with open_weights(folder) as checkpoint:
         assert checkpoint.tensors.keys() == whole.keys()
+        sizes = [info.size_bytes for info in checkpoint.tensors.values()]
+        assert min(sizes) > 0
+        assert sum(sizes) == source.stat().st_size - min(info.start for info in checkpoint.tensors.values())
         for name, values in whole.items():
             assert checkpoint.tensors[name].shape == tuple(values.shape)
             assert torch.equal(checkpoint.read(name).bfloat16(), values), name
