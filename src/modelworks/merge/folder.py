@@ -114,6 +114,6 @@ def _copy_companions(plan: Plan, folder: Path) -> None:
         # transformers 5 reads the first, 4 the second
         config |= {"dtype": plan.dtype, "torch_dtype": plan.dtype}
     config = restacked(config, {step.output.name: (step.base or step.sources[0]).tensor for step in plan.steps})
-    (folder / "config.json").write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n")
+    (folder / "config.json").write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     if plan.vocabulary is not None or plan.chat_template is not None:
         write_tokenizer(folder, source, plan.vocabulary, plan.chat_template)
