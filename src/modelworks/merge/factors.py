@@ -7,11 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Protocol
 
-from pydantic import Field, FiniteFloat, PositiveInt
+from pydantic import Field, PositiveInt
 
 from modelworks.core.errors import Problem
 from modelworks.core.spec import Spec
-from modelworks.merge.method import PER_MODEL, Params
 
 if TYPE_CHECKING:
     from torch import Tensor  # noqa: TC004  a dataclass does not evaluate its annotations; torch must not load here
@@ -49,12 +48,6 @@ class Matrix(Protocol):
 
     def delta(self, place: int) -> Tensor:
         """The whole change by one model, in the matrix's shape, float32."""
-
-
-class AdapterParams(Params):
-    weight: FiniteFloat = Field(
-        1.0, description="factor on an adapter's change; may be negative", json_schema_extra=PER_MODEL
-    )
 
 
 class Cut(Spec):

@@ -8,7 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
+from pydantic import Field, FiniteFloat
+
 from modelworks.core.errors import Invalid, Problem
+from modelworks.merge.method import PER_MODEL, Params
 from modelworks.weights.reader import Checkpoint, TensorInfo
 from modelworks.weights.safety import read_object
 
@@ -61,6 +64,12 @@ class Saved:
 
 
 Change: TypeAlias = LowRank | Saved
+
+
+class AdapterParams(Params):
+    weight: FiniteFloat = Field(
+        1.0, description="factor on an adapter's change; may be negative", json_schema_extra=PER_MODEL
+    )
 
 
 class LowRankReader:

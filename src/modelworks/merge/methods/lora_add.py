@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from modelworks.merge.factors import AdapterParams, Factors, Matrix, concatenate
+from modelworks.merge.factors import Factors, Matrix, concatenate
+from modelworks.merge.lora import AdapterParams
 from modelworks.merge.method import Method
 
 

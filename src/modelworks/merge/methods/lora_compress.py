@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from modelworks.merge.factors import AdapterParams, Cut, Factors, Matrix, concatenate, recompress
+from modelworks.merge.factors import Cut, Factors, Matrix, concatenate, recompress
+from modelworks.merge.lora import AdapterParams
 from modelworks.merge.method import Method
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from modelworks.merge.factors import AdapterParams
 from modelworks.merge.gram import mix
+from modelworks.merge.lora import AdapterParams
 from modelworks.merge.method import Method, Piece
 
 if TYPE_CHECKING:
