@@ -17,7 +17,7 @@ from modelworks.core.nouns import JsonObject
 from modelworks.core.spec import parse_spec
 from modelworks.merge.engine import Pace
 from modelworks.merge.estimate import Estimate, estimate
-from modelworks.merge.folder import JOURNAL, merge_into
+from modelworks.merge.folder import JOURNAL, end_journal, merge_into
 from modelworks.merge.mergekit import is_mergekit, translate
 from modelworks.merge.plan import Plan, make_plan
 from modelworks.merge.room import check_memory
@@ -87,7 +87,7 @@ def merge_folders(
     try:
         doubts = spot_check(merge.plan, watch, merge.spec.strict)
         parents = parents_of(merge.spec, merge.plan)
-        findings = merge_into(partial, merge.plan, watch, pace, out.name, parents, recipe)
+        findings = merge_into(partial, merge.plan, watch, pace, out.name, parents, recipe, keep_journal=True)
     except Cancelled:
         shutil.rmtree(partial, ignore_errors=True)
         raise
@@ -134,6 +134,9 @@ def _check_place(out: Path, partial: Path, merge: FolderMerge, *, overwrite: boo
     ]
     if problems:
         raise Invalid(f"--out {'; '.join(map(str, problems))}", problems=tuple(problems))
+    before = _replaced(out)
+    if before.is_dir() and not out.exists():
+        before.rename(out)  # a run was killed between the two renames of `_publish`
     if out.is_symlink() or out.is_file() or (out.is_dir() and any(out.iterdir())):
         ours = out.is_dir() and any((out / name).is_file() for name in ("config.json", "adapter_config.json"))
         if not overwrite or not ours:
@@ -151,13 +154,18 @@ def _folders(merge: FolderMerge) -> dict[Path, str]:
     return {item.path.resolve(): item.name for item in (merge.plan.frame, *experts)}
 
 
+def _replaced(out: Path) -> Path:
+    return out.with_name(f"{out.name}.replaced")
+
+
 def _publish(partial: Path, out: Path) -> None:
     """Put the result, all of it on the disk, in its place by one rename; what it replaces is there until then."""
     sync_tree(partial)
-    before = out.with_name(f"{out.name}.replaced")
+    before = _replaced(out)
     if out.is_dir() and any(out.iterdir()):
         shutil.rmtree(before, ignore_errors=True)
         out.rename(before)
     partial.rename(out)
+    end_journal(out)
     sync_folder(out.parent)
     shutil.rmtree(before, ignore_errors=True)

@@ -15,7 +15,6 @@ from modelworks.merge.adapters import merge_adapters
 from modelworks.merge.card import write_card
 from modelworks.merge.engine import Pace, merge
 from modelworks.merge.findings import Findings
-from modelworks.merge.fit import weight_files
 from modelworks.merge.layers import restacked
 from modelworks.merge.pieces import Watch
 from modelworks.merge.plan import Plan
@@ -34,24 +33,53 @@ SECONDS_BETWEEN_SYNCS = 10.0
 
 
 def merge_into(
-    folder: Path, plan: Plan, watch: Watch, pace: Pace, name: str, parents: Sequence[Parent], recipe: JsonObject
+    folder: Path,
+    plan: Plan,
+    watch: Watch,
+    pace: Pace,
+    name: str,
+    parents: Sequence[Parent],
+    recipe: JsonObject,
+    *,
+    keep_journal: bool = False,
 ) -> Findings:
     """Merge into `folder`, which is made or, if a run of the same merge was killed in it, gone on with.
 
     When this returns, the folder is whole and, once synced, may be renamed to where it belongs.
+
+    Args:
+        keep_journal: leave it, so that a kill before the rename does not make the folder a stranger's.
     """
     journal = Journal(folder, _digest_of(plan, recipe))
     if plan.method.gives_adapter:
-        found = merge_adapters(folder, plan, watch, pace, name, parents, recipe)
-        journal.remove()
-        return found
+        findings: Findings = merge_adapters(folder, plan, watch, pace, name, parents, recipe)
+    else:
+        findings = _merge_model(folder, plan, watch, pace, name, parents, recipe, journal)
+    if not keep_journal:
+        end_journal(folder)
+    return findings
+
+
+def _merge_model(
+    folder: Path,
+    plan: Plan,
+    watch: Watch,
+    pace: Pace,
+    name: str,
+    parents: Sequence[Parent],
+    recipe: JsonObject,
+    journal: Journal,
+) -> Findings:
     with CheckpointWriter(folder, [step.output for step in plan.steps], again=bool(journal.finished)) as writer:
         journal.writer = writer
         findings = merge(plan, writer, watch, pace, frozenset(journal.finished), journal.note)
     _copy_companions(plan, folder)
     write_card(folder, name, plan, parents, recipe, write_report(folder, findings))
-    journal.remove()
     return findings
+
+
+def end_journal(folder: Path) -> None:
+    (folder / JOURNAL).unlink()
 
 
 class Journal:
@@ -84,9 +112,6 @@ class Journal:
             self._pending.clear()
             self._synced_at = time.monotonic()
 
-    def remove(self) -> None:
-        self._path.unlink()
-
 
 def _digest_of(plan: Plan, recipe: JsonObject) -> str:
     """Of everything that the bytes of the result depend on; files by their names, sizes and times."""
@@ -95,7 +120,7 @@ def _digest_of(plan: Plan, recipe: JsonObject) -> str:
     files = [
         (str(file), stat.st_size, stat.st_mtime_ns)
         for artifact in (*models, *adapters)
-        for file in weight_files(artifact.path)
+        for file in ([artifact.path] if artifact.path.is_file() else sorted(artifact.path.iterdir()))
         for stat in [file.stat()]
     ]
     said = json.dumps([recipe, files, [step.output.name for step in plan.steps]], sort_keys=True, default=str)

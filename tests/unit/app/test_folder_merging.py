@@ -222,3 +222,38 @@ def test_a_merge_that_was_killed_goes_on_where_it_was(
     assert load_file(tmp_path / "out" / "model.safetensors")["lm_head.weight"].equal(
         load_file(folder / "e1" / "model.safetensors")["lm_head.weight"]
     )
+
+
+@pytest.mark.parametrize("dies_at", ["sync_tree", "end_journal"])
+def test_a_merge_killed_while_it_appears_loses_neither_the_old_nor_the_new(
+    dies_at: str, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from modelworks.app import folder_merging
+
+    def die(_folder: Path) -> None:
+        raise KeyboardInterrupt
+
+    body = {"method": "average", "models": [str(folder / "e1"), str(folder / "e2")]}
+    merged(body, tmp_path / "out", tmp_path)
+    with monkeypatch.context() as patched:
+        patched.setattr(folder_merging, dies_at, die)
+        with pytest.raises(KeyboardInterrupt):
+            merged(body | {"models": [str(folder / "e3")]}, tmp_path / "out", tmp_path, overwrite=True)
+
+    merged(body | {"models": [str(folder / "e3")]}, tmp_path / "out", tmp_path, overwrite=True)
+
+    expected = load_file(folder / "e3" / "model.safetensors")
+    found = load_file(tmp_path / "out" / "model.safetensors")
+    assert all(bool((found[name] == values).all()) for name, values in expected.items())
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out"]
+
+
+def test_a_model_that_was_put_aside_when_the_merge_was_killed_comes_back(folder: Path, tmp_path: Path) -> None:
+    body = {"method": "average", "models": [str(folder / "e1")]}
+    merged(body, tmp_path / "out", tmp_path)
+    (tmp_path / "out").rename(tmp_path / "out.replaced")
+
+    with pytest.raises(Conflict, match="--overwrite"):
+        merged(body, tmp_path / "out", tmp_path)
+
+    assert (tmp_path / "out" / "model.safetensors").is_file()
