@@ -21,7 +21,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import psutil
 import yaml
 
 ROOT = Path(__file__).parent
@@ -87,7 +86,7 @@ class Row:
 
 
 def run(command: Sequence[str]) -> Run:
-    """Run a command to its end; its memory is the largest sum of anonymous pages of its processes."""
+    """Run a command to its end; its memory is the most that it holds in anonymous pages."""
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     start = time.perf_counter()
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
@@ -105,11 +104,10 @@ def run(command: Sequence[str]) -> Run:
 def _watch(pid: int, peak: list[float]) -> None:
     while True:
         try:
-            tree = [psutil.Process(pid), *psutil.Process(pid).children(recursive=True)]
-            peak[0] = max(peak[0], sum(_anonymous_mb(process.pid) for process in tree))
-        except (psutil.NoSuchProcess, FileNotFoundError, ProcessLookupError):
+            peak[0] = max(peak[0], _anonymous_mb(pid))
+        except (FileNotFoundError, ProcessLookupError):
             return
-        time.sleep(0.02)
+        time.sleep(0.05)
 
 
 def _anonymous_mb(pid: int) -> float:
