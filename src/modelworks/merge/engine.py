@@ -41,7 +41,7 @@ class Pace:
     """How to work: none of it changes the result."""
 
     device: str = "cpu"
-    threads: int = 0  # 0: as many as there are cores
+    threads: int = 0  # 0: one for two cores
     chunk_elements: int = 0  # 0: by the device
     report: Literal["sample", "full", "none"] = "sample"
 
@@ -153,7 +153,8 @@ class _Engine:
 
 
 def thread_count(pace: Pace) -> int:
-    return 1 if pace.device == "cuda" else pace.threads or min(_cores(), MOST_THREADS)
+    # Python's lock goes from hand to hand between pieces: on two cores a second thread costs more than it brings.
+    return 1 if pace.device == "cuda" else pace.threads or min(max(_cores() // 2, 1), MOST_THREADS)
 
 
 def on_threads(pace: Pace, steps: list[Step], work: Callable[[Step], str], each_tensor: Callable[[str], None]) -> None:
