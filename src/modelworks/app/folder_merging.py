@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import shutil
+import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from modelworks.app.folders import find_inputs, workspace
@@ -77,8 +79,7 @@ def merge_folders(
     out = out.expanduser().absolute()
     partial = out.with_name(f"{out.name}.partial")
     _check_place(out, partial, merge, overwrite=overwrite)
-    with without_collecting():
-        import torch  # noqa: F401  for what imports it later
+    _import_torch(whole=merge.plan.method.prepare_model is not None)
     from modelworks.weights.loading import choose_device
 
     pace = Pace(choose_device(merge.spec.device), threads=threads, report=merge.spec.report)
@@ -118,6 +119,19 @@ class _Watch:
         passed = time.monotonic() - self._started
         left: JsonObject = {"eta_seconds": round(passed * (total - done) / done, 1)} if done else {}
         self._tell({"done": done, "total": total, "unit": unit, **left, **facts})
+
+
+def _import_torch(*, whole: bool) -> None:
+    """Import torch for this process: that takes longer than a small merge.
+
+    Args:
+        whole: with what describes its operators to compilers and on the meta device, a third of the import; a method
+            that asks for the network itself needs that.
+    """
+    if not whole and "torch" not in sys.modules:
+        sys.modules["torch._meta_registrations"] = ModuleType("torch._meta_registrations")
+    with without_collecting():
+        import torch  # noqa: F401  for what imports it later
 
 
 def _laid_on(spec: MergeSpec) -> dict[str, str]:

@@ -44,7 +44,7 @@ class MergeCommand(SpecCommand, Group):
 def folder_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """The options of a merge that needs no workspace."""
     for option in (
-        click.option("--threads", type=click.IntRange(min=1), metavar="N", help="Default, with --out: one for 2 cores."),
+        click.option("--threads", type=click.IntRange(min=1), metavar="N", help="With --out; default: half the cores."),
         click.option("--overwrite", is_flag=True, help="With --out: replace a model that is there."),
         click.option("--dry-run", is_flag=True, help="Check, and tell what would be done; merge nothing."),
         click.option("--out", type=click.Path(path_type=Path), metavar="DIR",
