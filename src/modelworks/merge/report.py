@@ -43,7 +43,7 @@ def _columns(labels: Sequence[str], rows: Sequence[JsonObject]) -> list[_Column]
     norms = [row["relative_norms"] for row in rows]
     by_model = [[float(row.get(label, 0.0)) for row in norms if isinstance(row, dict)] for label in labels]  # type: ignore[arg-type] # we wrote them: numbers
     most = max((value for values in by_model for value in values), default=0.0) or 1.0
-    found = [_Column(f"|d|/|b| {label}", values, most) for label, values in zip(labels, by_model, strict=True)]
+    found = [_Column(f"|d| / |b| of\n{label}", values, most) for label, values in zip(labels, by_model, strict=True)]
     for heading, key in (("sign conflicts", "sign_conflicts"), ("changed", "kept")):
         found.append(_Column(heading, [float(row[key]) for row in rows], 1.0))  # type: ignore[arg-type] # the same
     return found
@@ -60,7 +60,8 @@ def heat_map(rows: Sequence[str], columns: Sequence[_Column]) -> str:
     ]
     for place, column in enumerate(columns):
         x = _LEFT + place * _CELL_WIDTH
-        body.append(f'<text x="{x + 2}" y="{_TOP - 8}">{escape(_short(column.heading))}</text>')
+        for line, text in enumerate(column.heading.split("\n")):
+            body.append(f'<text x="{x + 2}" y="{_TOP - 20 + 12 * line}">{escape(_short(text))}</text>')
         for row, value in enumerate(column.values):
             share = min(1.0, value / column.most)
             y = _TOP + row * _CELL_HEIGHT
@@ -79,7 +80,8 @@ def heat_map(rows: Sequence[str], columns: Sequence[_Column]) -> str:
 
 
 def _short(text: str) -> str:
-    return text if len(text) <= 17 else text[:16] + "…"
+    """The end of a name says more than its beginning."""
+    return text if len(text) <= 15 else "…" + text[-14:]
 
 
 def _card_lines(findings: Findings) -> Iterator[str]:
