@@ -45,6 +45,10 @@ class Served:
     def servable_entries(self) -> list[Any]:
         return []
 
+    @property
+    def running_gateway(self) -> Gateway | None:
+        return self.gateway
+
     def stats(self) -> EngineStats:
         assert self.gateway is not None
         assert self.loop is not None
