@@ -99,7 +99,7 @@ def create(services: Services, body: Mapping[str, object]) -> Job:
     asked = parse_spec(FineTuning, {key: value for key, value in body.items() if key not in own}, where="job")
     hyperparameters = _hyperparameters(asked)
     try:
-        model = services.catalog.model(asked.model)
+        services.catalog.model(asked.model)
     except NotFound as error:
         raise NoSuchModel(error.message, problems=(Problem("model", error.message),)) from None
     dataset = dataset_of(services, asked.training_file, asked.validation_file)
@@ -110,8 +110,6 @@ def create(services: Services, body: Mapping[str, object]) -> Job:
     }  # fmt: skip
     if asked.seed is not None:
         spec["seed"] = asked.seed
-    if length := getattr(model, "context_length", 0):
-        spec["max_length"] = min(length, TrainSpec.model_fields["max_length"].default)
     spec |= _training_words(hyperparameters) | extensions
     if hyperparameters.learning_rate_multiplier is not None:
         spec["learning_rate"] = _rate(spec) * hyperparameters.learning_rate_multiplier
@@ -167,11 +165,12 @@ def resolved(job: Job) -> JsonObject:
     """The hyperparameters that a training runs with, in OpenAI's words."""
     spec = parse_spec(TrainSpec, job.spec)
     _, params = choose_strategy(spec)
+    epochs, rows = float(spec.num_train_epochs), int(spec.per_device_train_batch_size)
     words: JsonObject = {
         # A share of an epoch, which OpenAI does not know, is told as it is.
-        "n_epochs": int(spec.num_train_epochs) if spec.num_train_epochs % 1 == 0 else spec.num_train_epochs,
-        "batch_size": spec.per_device_train_batch_size * spec.gradient_accumulation_steps,
-        "learning_rate_multiplier": round(_rate(job.spec) / _rate(job.spec | {"learning_rate": None}), 6),
+        "n_epochs": int(epochs) if epochs % 1 == 0 else epochs,
+        "batch_size": rows * spec.gradient_accumulation_steps,
+        "learning_rate_multiplier": round(_rate(job.spec) / _rate(job.spec | {"learning_rate": "auto"}), 6),
     }
     return words | ({"beta": params.beta} if hasattr(params, "beta") else {})
 
@@ -221,7 +220,8 @@ def _rate(spec: Mapping[str, Any]) -> float:
     read = parse_spec(TrainSpec, spec, where="job")
     strategy, _ = choose_strategy(read)
     # One without a rate does not train every weight, which is refused when the job is submitted.
-    return read.learning_rate or strategy.learning_rates.get(read.tuning, 1e-5)
+    default = strategy.learning_rates.get(read.tuning, 1e-5)
+    return default if read.learning_rate == "auto" else read.learning_rate
 
 
 def _training_words(asked: Hyperparameters) -> JsonObject:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, Generic, TypeVar
 
 from modelworks.core.context import JobContext
@@ -35,12 +35,20 @@ class JobKind(Generic[S]):
     output_name: Callable[[S], str | None]
     # Room on the disk, in bytes, beyond a reserve.
     space: Callable[[S, Inputs], int]
+    # What the spec leaves to us, decided: it is kept with the job.
+    settle: Callable[[S, Inputs], JsonObject] = lambda _spec, _inputs: {}
 
 
 def _check_train(spec: TrainSpec, inputs: Inputs) -> None:
     from modelworks.train.plan import check
 
     check(spec, inputs)
+
+
+def _settle_train(spec: TrainSpec, inputs: Inputs) -> JsonObject:
+    from modelworks.train.plan import chosen_inputs, settle
+
+    return asdict(settle(spec, chosen_inputs(spec, inputs)[0]))
 
 
 def _run_train(spec: TrainSpec, job: JobContext) -> JsonObject:
@@ -116,6 +124,7 @@ KINDS: Mapping[str, JobKind[Any]] = {
             output_name=lambda spec: spec.published_name,
             # Checkpoints hold weights and optimizer; three times the model is never too little for a full fine-tune.
             space=lambda spec, inputs: 3 * inputs[spec.model].size_bytes,
+            settle=_settle_train,
         ),
         JobKind(
             name="merge",

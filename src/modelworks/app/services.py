@@ -87,8 +87,9 @@ class Services:
             self.catalog.check_output(str(output_dir))
         files.check_space(self.settings.home, kind.space(spec, inputs))
         new = queue.NewJob(
-            kind=kind.name, spec=named, needs=needs, priority=priority, idempotency_key=idempotency_key,
+            kind=kind.name, spec=named | kind.settle(spec, inputs), needs=needs, priority=priority,
             inputs={name: shelf_queries.to_json(found) for name, found in inputs.items()}, aliases=aliases,
+            idempotency_key=idempotency_key,
             id=job_id, request=request, labels=labels or {},
         )  # fmt: skip
         return queue.insert_job(self.database, new)

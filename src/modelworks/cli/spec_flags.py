@@ -63,7 +63,7 @@ def option_of(name: str, field: FieldInfo) -> click.Option:
         return click.Option([*flags, name], multiple=True, metavar="KEY=VALUE", help=f"{help_text}; repeat for more")
     several = _is(field, tuple)
     choices = _choices(field)
-    shown = "|".join(choices) if choices else _metavar(field)
+    shown = "|".join([*_metavars(field), *choices]) or "TEXT"
     if not field.is_required() and field.get_default(call_default_factory=True) not in (None, (), [], ""):
         help_text += f"  [default: {_as_text(field.get_default(call_default_factory=True))}]"
     elif field.is_required():
@@ -140,7 +140,8 @@ def _kinds(field: FieldInfo) -> tuple[Any, ...]:
     """The types a field may have, without None."""
     hint = field.annotation
     hints = typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
-    return tuple(each for each in hints if each is not type(None))
+    bare = (typing.get_args(each)[0] if typing.get_origin(each) is typing.Annotated else each for each in hints)
+    return tuple(each for each in bare if each is not type(None))
 
 
 def _is(field: FieldInfo, kind: type[object]) -> bool:
@@ -161,10 +162,9 @@ def _choices(field: FieldInfo) -> list[str]:
     ]
 
 
-def _metavar(field: FieldInfo) -> str:
+def _metavars(field: FieldInfo) -> list[str]:
     names = {int: "N", float: "X", str: "TEXT"}
-    kinds = [names[each] for each in _kinds(field) if each in names]
-    return kinds[0] if kinds else "TEXT"
+    return [names[each] for each in _kinds(field) if each in names][:1]
 
 
 def _as_text(value: object) -> str:

@@ -59,7 +59,7 @@ def _build_with_unsloth(setup: Setup, quantization: Quantization | None) -> Any:
     spec = setup.spec
     network, _ = FastLanguageModel.from_pretrained(
         model_name=str(setup.model.path),
-        max_seq_length=spec.max_length,
+        max_seq_length=setup.max_length,
         dtype=setup.dtype,
         load_in_4bit=quantization is not None,
         full_finetuning=spec.tuning == "full",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 from importlib.util import find_spec
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 from modelworks.core.errors import Invalid, ModelworksError, NotFound, Problem, Unsupported
 from modelworks.core.ids import check_name
@@ -15,9 +15,12 @@ from modelworks.core.spec import parse_spec
 from modelworks.data.format import formats
 from modelworks.data.record import Conversation, Preference, Record, Text
 from modelworks.train.spec import TrainSpec
-from modelworks.train.strategy import Params, Strategy, strategies
+from modelworks.train.strategy import Params, Settled, Strategy, strategies
 
 _ROWS: Mapping[type[Record], str] = {Conversation: "conversations", Text: "plain text", Preference: "preferences"}
+
+# Tokens of a row that are kept where the spec leaves it to us and the model would read more.
+LONGEST_ROW = 2048
 
 Provider: TypeAlias = Literal["huggingface", "unsloth"]
 
@@ -49,6 +52,27 @@ def chosen_inputs(spec: TrainSpec, inputs: Mapping[str, AnyArtifact]) -> tuple[M
     return model, dataset
 
 
+def settle(spec: TrainSpec, model: Model) -> Settled:
+    """Decide what the spec leaves to us.
+
+    Raises:
+        NotFound: there is no such strategy.
+        KeyError: the strategy does not train in this way, which `check` refuses.
+    """
+    strategy = choose(strategies(), spec.strategy, "training strategy")
+
+    def chosen(field: str, ours: float) -> Any:
+        asked = getattr(spec, field)
+        return ours if asked == "auto" else asked
+
+    return Settled(
+        num_train_epochs=chosen("num_train_epochs", strategy.num_train_epochs),
+        per_device_train_batch_size=chosen("per_device_train_batch_size", strategy.per_device_train_batch_size),
+        max_length=chosen("max_length", min(context_length(model), LONGEST_ROW)),
+        learning_rate=chosen("learning_rate", strategy.learning_rates[spec.tuning]),
+    )
+
+
 def provider_on(asked: Provider, *, on_gpu: bool) -> tuple[Provider, str]:
     """What loads the network, and why not what was asked for: unsloth only where it is installed and finds a GPU."""
     if asked != "unsloth" or (on_gpu and find_spec("unsloth")):
@@ -75,7 +99,7 @@ def _problems(spec: TrainSpec, inputs: Mapping[str, AnyArtifact]) -> Iterator[Pr
     model, dataset = inputs[spec.model], inputs[spec.dataset]
     if not isinstance(model, Model):
         yield Problem("model", f"{spec.model} is a {model.kind}", "name a model")
-    elif spec.max_length > context_length(model):
+    elif spec.max_length != "auto" and spec.max_length > context_length(model):
         limit = context_length(model)
         yield Problem("max_length", f"{spec.max_length} is more than the {limit} tokens {spec.model} reads", "lower it")
     if not isinstance(dataset, Dataset):
@@ -95,9 +119,10 @@ def _problems(spec: TrainSpec, inputs: Mapping[str, AnyArtifact]) -> Iterator[Pr
 def _strategy_problems(
     spec: TrainSpec, strategy: Strategy, params: Params, inputs: Mapping[str, AnyArtifact]
 ) -> Iterator[Problem]:
-    yield from strategy.check(spec, params, inputs)
     if spec.tuning not in strategy.learning_rates:
         yield Problem("tuning", f"{strategy.name} does not train every weight", "choose tuning lora")
+    elif isinstance(model := inputs[spec.model], Model):
+        yield from strategy.check(spec, params, inputs, settle(spec, model))
 
 
 def _row_problems(spec: TrainSpec, strategy: Strategy, dataset: Dataset) -> Iterator[Problem]:

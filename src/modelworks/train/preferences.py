@@ -17,7 +17,7 @@ def count_pairs(setup: Setup, learned: EncodedPairs, held_out: EncodedPairs) -> 
         Invalid: no pair is left to learn.
     """
     if not learned.pairs:
-        raise Invalid(f"max_length {setup.spec.max_length} cuts an answer off all {learned.rows} rows; raise it")
+        raise Invalid(f"max_length {setup.max_length} cuts an answer off all {learned.rows} rows; raise it")
     return {
         "train_rows": len(learned.pairs),
         "train_tokens": sum(pair.tokens for pair in learned.pairs),

@@ -88,7 +88,7 @@ def _card(setup: Setup, metrics: dict[str, float], counts: JsonObject) -> str:
         *(f"| {key.replace('_', ' ')} | {value} |" for key, value in counts.items()),
         *(f"| {key.replace('_', ' ')} | {value:.4g} |" for key, value in metrics.items()),
         f"| learning rate | {setup.learning_rate:g}, {spec.lr_scheduler_type} |",
-        f"| batch | {spec.per_device_train_batch_size} x {spec.gradient_accumulation_steps} |",
+        f"| batch | {setup.per_device_train_batch_size} x {spec.gradient_accumulation_steps} |",
         f"| seed | {spec.seed} |",
     ]
     return "\n".join(lines) + "\n"

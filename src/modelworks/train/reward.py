@@ -49,7 +49,7 @@ def train_judge(setup: Setup, learned: EncodedPairs, steps: int | None, learning
     }
     trainer = Reward(
         model=network,
-        args=RewardConfig(**arguments, max_length=setup.spec.max_length),
+        args=RewardConfig(**arguments, max_length=setup.max_length),
         train_dataset=pair_rows(learned, whole=True),
         processing_class=trl_tokenizer(setup.model.path, _PAD_ID),
     )

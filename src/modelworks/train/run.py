@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Any
 
 from modelworks.core.context import JobContext
@@ -9,7 +10,7 @@ from modelworks.core.errors import Unsupported
 from modelworks.core.nouns import JsonObject
 from modelworks.train import callbacks, checkpoints
 from modelworks.train.network import choose_provider
-from modelworks.train.plan import check, choose_strategy, chosen_inputs
+from modelworks.train.plan import check, choose_strategy, chosen_inputs, settle
 from modelworks.train.publish import publish
 from modelworks.train.spec import TrainSpec
 from modelworks.train.strategy import Setup, Training
@@ -41,7 +42,7 @@ def run(spec: TrainSpec, job: JobContext) -> JsonObject:
 
 def _decide(spec: TrainSpec, job: JobContext) -> Setup:
     model, dataset = chosen_inputs(spec, job.inputs)
-    strategy, params = choose_strategy(spec)
+    _, params = choose_strategy(spec)
     device = choose_device(spec.device)
     dtype = choose_dtype(spec.dtype, device)
     facts: JsonObject = {
@@ -62,7 +63,7 @@ def _decide(spec: TrainSpec, job: JobContext) -> Setup:
         device=device,
         dtype=dtype,
         fingerprint=checkpoints.fingerprint(facts),
-        learning_rate=spec.learning_rate or strategy.learning_rates[spec.tuning],
+        **asdict(settle(spec, model)),
         provider=choose_provider(spec.provider, device, job),
     )
 
@@ -77,7 +78,9 @@ def _tell(setup: Setup, training: Training) -> None:
     for what in ("truncated", "masked"):
         if counts.get(f"{what}_rows"):
             consequence = "lose their end" if what == "truncated" else "lose their whole answer and are left out"
-            setup.job.log(f"max_length {spec.max_length}: {counts[f'{what}_rows']} rows {consequence}", level="warning")
+            setup.job.log(
+                f"max_length {setup.max_length}: {counts[f'{what}_rows']} rows {consequence}", level="warning"
+            )
 
 
 def _recent_loss(trainer: Any) -> float:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict, Field
+from pydantic import ConfigDict, Field, model_validator
 
 from modelworks.core.spec import Spec
+from modelworks.train.aliases import in_our_words
 
 
 class TrainSpec(Spec):
@@ -20,7 +22,7 @@ class TrainSpec(Spec):
         }
     )
 
-    model: str = Field(description="the model to start from: a name, alias or path")
+    model: str = Field(description="the model, or the adapter, to start from: a name, alias or path")
     dataset: str = Field(description="the dataset to learn: a name or path")
     strategy: str = Field("sft", description="how to learn, e.g. sft: imitate the answers")
     params: dict[str, Any] = Field(default_factory=dict, description="parameters of the strategy")
@@ -33,18 +35,27 @@ class TrainSpec(Spec):
     tuning: Literal["lora", "full"] = Field("lora", description="lora: train a small adapter; full: train every weight")
     lora_r: int = Field(16, ge=1, le=1024, description="rank of the adapter")
     lora_alpha: float = Field(32, gt=0, description="scale of the adapter is lora_alpha / lora_r")
+    use_dora: bool = Field(False, description="also learn the length of every weight vector (DoRA); slower")
+    use_rslora: bool = Field(False, description="scale by lora_alpha / sqrt(lora_r), for high ranks")
     lora_dropout: float = Field(0.0, ge=0, lt=1, description="dropout on the adapter's inputs; slow on a CPU")
     lora_target: str | tuple[str, ...] = Field(
         "all-linear", description="layers to adapt: all-linear, or names such as q_proj v_proj"
     )
 
-    num_train_epochs: float = Field(3, gt=0, description="times to go through the rows")
+    num_train_epochs: Annotated[float, Field(gt=0)] | Literal["auto"] = Field(
+        "auto", description="times to go through the rows; auto: the strategy's own"
+    )
     max_steps: int | None = Field(None, ge=1, description="stop after so many steps instead of epochs")
-    per_device_train_batch_size: int = Field(4, ge=1, description="rows computed together")
+    per_device_train_batch_size: Annotated[int, Field(ge=1)] | Literal["auto"] = Field(
+        "auto",
+        description="rows of a batch; auto: the strategy's own. What is computed at once is found by memory",
+    )
     gradient_accumulation_steps: int = Field(1, ge=1, description="batches added up before each step")
-    max_length: int = Field(1024, ge=8, description="tokens of a row that are kept; its end is cut off")
-    learning_rate: float | None = Field(
-        None, gt=0, le=1, description="peak learning rate; by default the strategy's own, e.g. 2e-4 for sft with lora"
+    max_length: Annotated[int, Field(ge=8)] | Literal["auto"] = Field(
+        "auto", description="tokens of a row that are kept; auto: what the model reads, at most 2048"
+    )
+    learning_rate: Annotated[float, Field(gt=0, le=1)] | Literal["auto"] = Field(
+        "auto", description="peak learning rate; auto: the strategy's own, e.g. 2e-4 for sft with lora"
     )
     lr_scheduler_type: Literal["cosine", "linear", "constant", "constant_with_warmup"] = Field(
         "cosine", description="course of the learning rate after the warm-up"
@@ -57,12 +68,39 @@ class TrainSpec(Spec):
     save_steps: int = Field(50, ge=1, description="steps between checkpoints")
     save_total_limit: int = Field(2, ge=1, description="checkpoints kept while the job runs")
     logging_steps: int = Field(1, ge=1, description="steps between metrics")
+    eval_steps: int | None = Field(
+        None, ge=1, description="steps between measurements on the held-out rows; by default only at the end"
+    )
+    early_stopping_patience: int | None = Field(
+        None, ge=1, description="stop once so many measurements in a row were no better than the best; needs eval_steps"
+    )
+    early_stopping_threshold: float = Field(0.0, ge=0, description="by how much a measurement must be better to count")
+    load_best_model_at_end: bool = Field(False, description="publish the weights of the best measurement, not the last")
+    sample_prompts: tuple[str, ...] = Field((), description="prompts to answer at every checkpoint, to be watched")
+    sample_max_new_tokens: int = Field(64, ge=1, description="tokens of such an answer")
+    report_to: tuple[Literal["tensorboard", "wandb", "mlflow", "trackio"], ...] = Field(
+        (), description="other places to write the metrics to, where their packages are installed"
+    )
+    merge: bool = Field(False, description="also publish the whole model with the adapter merged in, as NAME-merged")
+    export_gguf: Literal["f16", "q8_0"] | None = Field(
+        None, description="also publish the whole model as one GGUF file, as NAME-gguf"
+    )
+
     seed: int = Field(42, ge=0, lt=2**32, description="same seed, same data, same machine: same weights")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: a GPU where there is one")
     dtype: Literal["auto", "bf16", "fp32"] = Field("auto", description="auto: bf16 where the processor computes in it")
+    num_processes: int = Field(1, ge=1, le=64, description="processes to train with, each on a GPU of its own")
+    parallel: Literal["ddp", "fsdp"] = Field(
+        "ddp", description="ddp: every process holds all weights; fsdp: they are divided among the processes"
+    )
     provider: Literal["huggingface", "unsloth"] = Field(
         "huggingface", description="unsloth: faster on a GPU, where it is installed; otherwise huggingface all the same"
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _in_our_words(cls, body: Any) -> Any:
+        return in_our_words(body) if isinstance(body, Mapping) else body
 
     @property
     def models(self) -> tuple[str, ...]:

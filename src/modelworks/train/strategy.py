@@ -20,7 +20,18 @@ class Params(Spec):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Setup:
+class Settled:
+    """The numbers of a spec that may be left to us, decided; each is called as in the spec."""
+
+    num_train_epochs: float
+    per_device_train_batch_size: int
+    max_length: int
+    # The peak.
+    learning_rate: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setup(Settled):
     """One training, with everything decided."""
 
     spec: TrainSpec
@@ -33,8 +44,6 @@ class Setup:
     dtype: Any
     # A digest of all that must be equal for a checkpoint to be continued.
     fingerprint: str
-    # The peak.
-    learning_rate: float
     # What loads the network.
     provider: Literal["huggingface", "unsloth"]
 
@@ -53,7 +62,7 @@ class Training:
     watched: tuple[str, ...] = ()
 
 
-def _nothing(_spec: TrainSpec, _params: Any, _inputs: Mapping[str, AnyArtifact]) -> Iterator[Problem]:
+def _nothing(_spec: TrainSpec, _params: Any, _inputs: Mapping[str, AnyArtifact], _: Settled) -> Iterator[Problem]:
     return iter(())
 
 
@@ -67,7 +76,10 @@ class Strategy:
     # The peak where the spec names none, by tuning; a tuning that is not here is refused.
     learning_rates: Mapping[str, float]
     # What this strategy alone can know to be wrong, before any work and without torch.
-    check: Callable[[TrainSpec, Any, Mapping[str, AnyArtifact]], Iterator[Problem]] = _nothing
+    check: Callable[[TrainSpec, Any, Mapping[str, AnyArtifact], Settled], Iterator[Problem]] = _nothing
+    # Where the spec says auto.
+    num_train_epochs: float = 3
+    per_device_train_batch_size: int = 4
 
 
 def strategies() -> Mapping[str, Strategy]:

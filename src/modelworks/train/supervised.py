@@ -33,9 +33,7 @@ def build_supervised(setup: Setup, quantization: Quantization | None = None) -> 
     learned = _encode(setup, "train")
     held_out = _encode(setup, "validation")
     if not learned.examples:
-        raise AllLabelsMasked(
-            f"max_length {setup.spec.max_length} cuts every answer off all {learned.rows} rows; raise it"
-        )
+        raise AllLabelsMasked(f"max_length {setup.max_length} cuts every answer off all {learned.rows} rows; raise it")
     network = build_network(setup, quantization)
     trainer = _make_trainer(setup, network, learned)
 
@@ -53,7 +51,7 @@ def build_supervised(setup: Setup, quantization: Quantization | None = None) -> 
 
 
 def _encode(setup: Setup, split: Literal["train", "validation"]) -> Encoded:
-    return encode_split(setup.model.path, setup.dataset.path, split, setup.spec.max_length)
+    return encode_split(setup.model.path, setup.dataset.path, split, setup.max_length)
 
 
 def _make_trainer(setup: Setup, network: Any, learned: Encoded) -> Any:
@@ -84,7 +82,7 @@ def _make_trainer(setup: Setup, network: Any, learned: Encoded) -> Any:
     trainer = Sft(
         model=network,
         args=SFTConfig(
-            **common_arguments(setup), max_length=setup.spec.max_length, dataset_kwargs={"skip_prepare_dataset": True}
+            **common_arguments(setup), max_length=setup.max_length, dataset_kwargs={"skip_prepare_dataset": True}
         ),
         train_dataset=rows,
         processing_class=trl_tokenizer(setup.model.path),
@@ -112,7 +110,7 @@ def _measure(setup: Setup, network: Any, examples: Sequence[Example]) -> dict[st
     network.eval()
     total = tokens = 0.0
     with torch.inference_mode():
-        for number, indices in enumerate(in_batches(examples, setup.spec.per_device_train_batch_size)):
+        for number, indices in enumerate(in_batches(examples, setup.per_device_train_batch_size)):
             setup.job.progress(number * len(indices), len(examples), "rows", stage="measuring")
             batch = pad_right((examples[index].input_ids, examples[index].labels) for index in indices)
             loss, count = answer_loss(network, batch["input_ids"].to(setup.device), batch["labels"].to(setup.device))

@@ -151,10 +151,10 @@ def common_arguments(setup: Setup) -> dict[str, Any]:
     spec = setup.spec
     return {
         "output_dir": str(setup.job.checkpoints),
-        "num_train_epochs": spec.num_train_epochs,
+        "num_train_epochs": setup.num_train_epochs,
         "max_steps": spec.max_steps or -1,
-        "per_device_train_batch_size": spec.per_device_train_batch_size,
-        "per_device_eval_batch_size": spec.per_device_train_batch_size,
+        "per_device_train_batch_size": setup.per_device_train_batch_size,
+        "per_device_eval_batch_size": setup.per_device_train_batch_size,
         "gradient_accumulation_steps": spec.gradient_accumulation_steps,
         "learning_rate": setup.learning_rate,
         "lr_scheduler_type": spec.lr_scheduler_type,

@@ -25,8 +25,7 @@ class DpoParams(Params):
 def build(setup: Setup) -> Training:
     """Tokenise, load, and put TRL's DPOTrainer around both; the reference is the network without its adapter."""
     learned, held_out = (
-        encode_pairs(setup.model.path, setup.dataset.path, split, setup.spec.max_length)
-        for split in ("train", "validation")
+        encode_pairs(setup.model.path, setup.dataset.path, split, setup.max_length) for split in ("train", "validation")
     )
     counts = count_pairs(setup, learned, held_out)
     if setup.spec.lora_dropout:
@@ -58,7 +57,7 @@ def _make_trainer(setup: Setup, network: Any, learned: EncodedPairs) -> Any:
         model=network,
         ref_model=load_network(setup.model.path, setup.dtype, setup.device) if full else None,
         args=DPOConfig(
-            **common_arguments(setup), max_length=setup.spec.max_length, beta=params.beta, loss_type=[params.loss_type]
+            **common_arguments(setup), max_length=setup.max_length, beta=params.beta, loss_type=[params.loss_type]
         ),
         train_dataset=pair_rows(learned),
         processing_class=trl_tokenizer(setup.model.path),

@@ -12,7 +12,7 @@ from modelworks.core.errors import Problem, Unsupported
 from modelworks.core.nouns import AnyArtifact
 from modelworks.data.record import Conversation, Text
 from modelworks.train.spec import TrainSpec
-from modelworks.train.strategy import Setup, Strategy, Training
+from modelworks.train.strategy import Settled, Setup, Strategy, Training
 from modelworks.train.supervised import SupervisedParams, build_supervised
 from modelworks.weights.loading import Quantization
 
@@ -27,7 +27,7 @@ def build(setup: Setup) -> Training:
     return build_supervised(setup, Quantization(params.quantization, params.double_quant))
 
 
-def check(_spec: TrainSpec, _params: QloraParams, _inputs: Mapping[str, AnyArtifact]) -> Iterator[Problem]:
+def check(_spec: TrainSpec, _params: QloraParams, _inputs: Mapping[str, AnyArtifact], _: Settled) -> Iterator[Problem]:
     if find_spec("bitsandbytes") is None:
         raise Unsupported("qlora needs bitsandbytes, which is not installed: pip install bitsandbytes; or choose sft")
     return iter(())

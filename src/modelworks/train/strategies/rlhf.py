@@ -16,7 +16,7 @@ from modelworks.train.network import build_network
 from modelworks.train.preferences import count_pairs
 from modelworks.train.reward import Judge, load_finished_judge, train_judge
 from modelworks.train.spec import TrainSpec
-from modelworks.train.strategy import Params, Setup, Strategy, Training
+from modelworks.train.strategy import Params, Settled, Setup, Strategy, Training
 from modelworks.train.trainer import Steady, common_arguments, drop_reference, trl_tokenizer
 
 # Answers to held-out prompts cost as much as a step each.
@@ -39,11 +39,11 @@ class RlhfParams(Params):
 def build(setup: Setup) -> Training:
     """Get a judge, and put TRL's RLOOTrainer around the network."""
     params = RlhfParams.model_validate(setup.params)
-    room = setup.spec.max_length - params.max_new_tokens
+    room = setup.max_length - params.max_new_tokens
     learned, held_out = (
         encode_prompts(setup.model.path, setup.dataset.path, split, room) for split in ("train", "validation")
     )
-    batch = setup.spec.per_device_train_batch_size * setup.spec.gradient_accumulation_steps
+    batch = setup.per_device_train_batch_size * setup.spec.gradient_accumulation_steps
     if len(learned) < batch // params.num_generations:
         raise Invalid(
             f"{len(learned)} prompts of at most {room} tokens (max_length less max_new_tokens) are left for steps of "
@@ -70,7 +70,9 @@ def build(setup: Setup) -> Training:
     return Training(trainer=trainer, network=network, counts={**counts}, measure=measure, watched=watched)
 
 
-def check(spec: TrainSpec, params: RlhfParams, inputs: Mapping[str, AnyArtifact]) -> Iterator[Problem]:
+def check(
+    spec: TrainSpec, params: RlhfParams, inputs: Mapping[str, AnyArtifact], settled: Settled
+) -> Iterator[Problem]:
     dataset = inputs[spec.dataset]
     if params.reward_model is not None:
         judge = inputs[params.reward_model]
@@ -86,15 +88,15 @@ def check(spec: TrainSpec, params: RlhfParams, inputs: Mapping[str, AnyArtifact]
             f"rlhf needs a judge of answers, and the conversations of {spec.dataset} do not tell good from bad",
             "name a reward_model, or take a dataset of preferences (prompt, chosen, rejected) to train one from",
         )
-    batch = spec.per_device_train_batch_size * spec.gradient_accumulation_steps
+    batch = settled.per_device_train_batch_size * spec.gradient_accumulation_steps
     if batch % params.num_generations:
         yield Problem(
             "params.num_generations",
             f"{params.num_generations} answers a prompt do not divide the {batch} of a step",
             "choose per_device_train_batch_size x gradient_accumulation_steps as a multiple of it",
         )
-    if spec.max_length <= params.max_new_tokens:
-        yield Problem("max_length", f"{spec.max_length} leaves no room for a prompt", "raise it over max_new_tokens")
+    if settled.max_length <= params.max_new_tokens:
+        yield Problem("max_length", f"{settled.max_length} leaves no room for a prompt", "raise it over max_new_tokens")
 
 
 def _judge(setup: Setup, params: RlhfParams) -> Judge:
@@ -104,8 +106,7 @@ def _judge(setup: Setup, params: RlhfParams) -> Judge:
             raise Invalid(f"reward_model: {params.reward_model} is a {model.kind}")
         return load_finished_judge(model, setup)
     learned, held_out = (
-        encode_pairs(setup.model.path, setup.dataset.path, split, setup.spec.max_length)
-        for split in ("train", "validation")
+        encode_pairs(setup.model.path, setup.dataset.path, split, setup.max_length) for split in ("train", "validation")
     )
     count_pairs(setup, learned, held_out)
     return train_judge(setup, learned, params.reward_steps, params.reward_learning_rate)

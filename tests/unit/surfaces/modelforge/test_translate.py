@@ -26,7 +26,7 @@ def test_a_field_that_is_left_out_has_the_document_s_or_the_program_s_default() 
     )  # fmt: skip
     assert (found.gradient_accumulation_steps, found.weight_decay, found.max_grad_norm) == (4, 0.001, 0.3)
     assert (found.lora_r, found.lora_alpha, found.lora_dropout, found.max_steps) == (16, 32, 0.1, None)
-    assert (found.learning_rate, found.warmup_steps, found.device, found.dtype) == (None, 0.03, "auto", "auto")
+    assert (found.learning_rate, found.warmup_steps, found.device, found.dtype) == ("auto", 0.03, "auto", "auto")
 
 
 def test_fields_with_another_name_or_form_are_translated() -> None:
