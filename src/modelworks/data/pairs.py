@@ -1,4 +1,4 @@
-"""Preferences as tokens: two answers behind one prompt; and prompts alone, to be answered."""
+"""Preferences as tokens: two answers behind one prompt."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from itertools import takewhile
 from pathlib import Path
 
 from modelworks.core.errors import Invalid
-from modelworks.data.record import Message, Preference, Split, Text, read_records
+from modelworks.data.record import Preference, Split, read_records
 from modelworks.data.render import IGNORED, ChatTemplate, Example, encode_example, load_tokenizer
 
 
@@ -34,14 +34,6 @@ class EncodedPairs:
     masked: int
 
 
-@dataclass(frozen=True, slots=True)
-class Prompt:
-    """A conversation that waits for an answer, and its tokens."""
-
-    messages: tuple[Message, ...]
-    ids: list[int]
-
-
 def encode_pairs(model_folder: Path, dataset_folder: Path, split: Split, max_length: int) -> EncodedPairs:
     """Turn the preferences of one side into tokens, as `model_folder` writes conversations."""
     tokenizer, template = load_tokenizer(model_folder), ChatTemplate.load(model_folder)
@@ -61,21 +53,6 @@ def encode_pairs(model_folder: Path, dataset_folder: Path, split: Split, max_len
         truncated += any(each and len(each.input_ids) > max_length for each in (chosen, rejected))
         pairs.append(pair)
     return EncodedPairs(tuple(pairs), rows, truncated, masked)
-
-
-def encode_prompts(model_folder: Path, dataset_folder: Path, split: Split, max_length: int) -> list[Prompt]:
-    """Render the prompts of conversations or preferences; those over `max_length` are left out."""
-    tokenizer, template = load_tokenizer(model_folder), ChatTemplate.load(model_folder)
-    prompts = []
-    for record in read_records(dataset_folder, split):
-        if isinstance(record, Text):
-            raise Invalid(f"{dataset_folder} holds plain text, which asks for no answer; take conversations")
-        messages = record.prompt if isinstance(record, Preference) else record.messages[:-1]
-        text = template.render(messages, add_generation_prompt=True)
-        prompt = Prompt(messages, tokenizer.encode(text, add_special_tokens=False).ids)
-        if messages and len(prompt.ids) <= max_length:
-            prompts.append(prompt)
-    return prompts
 
 
 def _pair(chosen: Example, rejected: Example, max_length: int) -> Pair | None:

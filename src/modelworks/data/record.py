@@ -10,6 +10,7 @@ from typing import Any, Literal, TypeAlias
 import orjson
 
 from modelworks.core.errors import Invalid, NotFound
+from modelworks.core.nouns import JsonObject
 
 Split: TypeAlias = Literal["train", "validation"]
 
@@ -51,7 +52,15 @@ class Preference:
         return Conversation((*prompt, Message("assistant", answer)))
 
 
-Record: TypeAlias = Conversation | Text | Preference
+@dataclass(frozen=True, slots=True)
+class Prompted:
+    """Turns that wait for an answer; `item` is what else the row holds, to judge the answer by."""
+
+    messages: tuple[Message, ...]
+    item: JsonObject
+
+
+Record: TypeAlias = Conversation | Text | Preference | Prompted
 
 
 def split_path(dataset_folder: Path, split: Split) -> Path:
@@ -92,6 +101,8 @@ def to_line(record: Record) -> bytes:
     if isinstance(record, Preference):
         body = {"prompt": _turns(record.prompt), "chosen": record.chosen, "rejected": record.rejected}
         return orjson.dumps(body)
+    if isinstance(record, Prompted):
+        return orjson.dumps({"messages": _turns(record.messages), "item": record.item})
     return orjson.dumps({"messages": _turns(record.messages)})
 
 
@@ -101,6 +112,8 @@ def parse_record(line: bytes) -> Record:
         return Text(body["text"])
     if "chosen" in body:
         return Preference(_parse_turns(body["prompt"]), body["chosen"], body["rejected"])
+    if "item" in body:
+        return Prompted(_parse_turns(body["messages"]), body["item"])
     return Conversation(_parse_turns(body["messages"]))
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from modelworks.core.errors import Invalid, Unsupported
-from modelworks.data.record import Message, Preference, Record, Text
+from modelworks.data.record import Message, Preference, Prompted, Record, Text
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -141,6 +141,8 @@ def mark(tokenizer: Tokenizer, template: ChatTemplate, record: Record) -> Marked
         return Marked(record.text, ((0, len(record.text)),))
     if isinstance(record, Preference):
         record = record.answered(record.chosen)
+    if isinstance(record, Prompted):
+        return Marked(template.render(record.messages, add_generation_prompt=True), ())
     text = template.render(record.messages)
     return Marked(text, tuple(_find_answers(tokenizer, template, record.messages, text)))
 

@@ -13,11 +13,16 @@ from modelworks.core.nouns import Adapter, AnyArtifact, Dataset, Model
 from modelworks.core.registry import choose
 from modelworks.core.spec import parse_spec
 from modelworks.data.format import formats
-from modelworks.data.record import Conversation, Preference, Record, Text
+from modelworks.data.record import Conversation, Preference, Prompted, Record, Text
 from modelworks.train.spec import TrainSpec
 from modelworks.train.strategy import Params, Settled, Strategy, strategies
 
-_ROWS: Mapping[type[Record], str] = {Conversation: "conversations", Text: "plain text", Preference: "preferences"}
+_ROWS: Mapping[type[Record], str] = {
+    Conversation: "conversations",
+    Text: "plain text",
+    Preference: "preferences",
+    Prompted: "prompts",
+}
 
 # Tokens of a row that are kept where the spec leaves it to us and the model would read more.
 LONGEST_ROW = 2048

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from modelworks.core.nouns import Model
 from modelworks.data.batches import pad_right
-from modelworks.data.pairs import EncodedPairs, Prompt
+from modelworks.data.pairs import EncodedPairs
+from modelworks.data.prompts import Prompt
 from modelworks.data.record import Message
 from modelworks.data.render import ChatTemplate, load_tokenizer
 from modelworks.train import callbacks, checkpoints

@@ -1,12 +1,11 @@
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
 
 from modelworks.core.errors import Invalid
-from modelworks.data.pairs import encode_pairs, encode_prompts
+from modelworks.data.pairs import encode_pairs
 from modelworks.data.render import load_tokenizer
 from shelf import conversations, preferences
 from tiny import tiny_llama
@@ -46,18 +45,8 @@ def test_a_cut_answer_is_counted_and_a_lost_one_left_out(tmp_path: Path, model: 
     assert read(model, encoded.pairs[0].rejected_ids) == "yello"
 
 
-def test_conversations_are_no_pairs_but_have_prompts(tmp_path: Path, model: Path) -> None:
-    rows = conversations(tmp_path / "rows", [("hi", "yes"), ("h" * 50, "no")], [])
+def test_conversations_are_no_pairs(tmp_path: Path, model: Path) -> None:
+    rows = conversations(tmp_path / "rows", [("hi", "yes")], [])
 
-    prompts = encode_prompts(model, rows.path, "train", 40)
-
-    assert [read(model, prompt.ids) for prompt in prompts] == [ASKED]
     with pytest.raises(Invalid, match="no preference"):
         encode_pairs(model, rows.path, "train", 128)
-
-
-def test_plain_text_asks_for_nothing(tmp_path: Path, model: Path) -> None:
-    (tmp_path / "train.jsonl").write_text(json.dumps({"text": "once"}) + "\n")
-
-    with pytest.raises(Invalid, match="plain text"):
-        encode_prompts(model, tmp_path, "train", 40)

@@ -10,7 +10,8 @@ from pydantic import Field
 from modelworks.core.errors import Invalid, Problem
 from modelworks.core.nouns import AnyArtifact, Dataset, Model
 from modelworks.data.format import formats
-from modelworks.data.pairs import Prompt, encode_pairs, encode_prompts
+from modelworks.data.pairs import encode_pairs
+from modelworks.data.prompts import Prompt, encode_prompts
 from modelworks.data.record import Conversation, Message, Preference
 from modelworks.train.network import build_network
 from modelworks.train.preferences import count_pairs
@@ -176,7 +177,7 @@ def _as_reward(judge: Judge) -> Callable[..., list[float]]:
         **_: object,
     ) -> list[float]:
         asked = [
-            Prompt(tuple(Message(turn["role"], turn["content"]) for turn in turns), ids)
+            Prompt(tuple(Message(turn["role"], turn["content"]) for turn in turns), ids, {}, 0)
             for turns, ids in zip(messages, prompts, strict=True)
         ]
         return judge(asked, completion_ids, completions)
