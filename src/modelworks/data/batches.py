@@ -23,6 +23,8 @@ class Encoded:
     rows: int
     truncated: int
     masked: int
+    # Where each example stands in the file, counted from 1.
+    lines: tuple[int, ...]
 
     @property
     def tokens(self) -> int:
@@ -35,6 +37,7 @@ def encode_split(
     """Turn the first `limit` rows of one side into tokens, as `model_folder` writes them."""
     tokenizer, template = load_tokenizer(model_folder), ChatTemplate.load(model_folder)
     examples: list[Example] = []
+    lines: list[int] = []
     rows = truncated = masked = 0
     for record in read_records(dataset_folder, split):
         if limit is not None and rows == limit:
@@ -49,9 +52,10 @@ def encode_split(
         # The first position has no predecessor that could predict it.
         if any(label != IGNORED for label in example.labels[1:]):
             examples.append(example)
+            lines.append(rows)
         else:
             masked += 1
-    return Encoded(tuple(examples), rows, truncated, masked)
+    return Encoded(tuple(examples), rows, truncated, masked, tuple(lines))
 
 
 def order_by_length(lengths: Sequence[int], batch_size: int, seed: int) -> list[int]:

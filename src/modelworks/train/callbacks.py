@@ -97,5 +97,6 @@ def report(setup: Setup, trainer: Any, watched: Collection[str], stage: str = "t
     class Callback(Reporter, TrainerCallback):  # type: ignore[misc] # transformers is untyped
         pass
 
+    trainer.setup = setup
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(Callback(setup, trainer, stage, watched))

@@ -77,6 +77,7 @@ def _make_trainer(setup: Setup, network: Any, learned: Encoded) -> Any:
             "input_ids": [example.input_ids for example in learned.examples],
             "labels": [example.input_ids if everything else example.labels for example in learned.examples],
             "length": [len(example.input_ids) for example in learned.examples],
+            "line": learned.lines,
         }
     )
     trainer = Sft(
@@ -94,10 +95,11 @@ def _make_trainer(setup: Setup, network: Any, learned: Encoded) -> Any:
     return trainer
 
 
-def _collate(rows: Sequence[Mapping[str, list[int]]]) -> dict[str, Any]:
+def _collate(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     return {
         **pad_right((row["input_ids"], row["labels"]) for row in rows),
-        "tokens": sum(len(row["input_ids"]) for row in rows),
+        "lengths": [len(row["input_ids"]) for row in rows],
+        "lines": [row["line"] for row in rows],
     }
 
 

@@ -72,7 +72,7 @@ class Steady:
 
     def count_tokens(self, inputs: Any) -> int:
         """Count the tokens of a batch that are no padding."""
-        return int(inputs.pop("tokens") if "tokens" in inputs else inputs["attention_mask"].sum())
+        return sum(inputs["lengths"]) if "lengths" in inputs else int(inputs["attention_mask"].sum())
 
     def create_optimizer(self, model: Any = None) -> Any:
         if self.optimizer is None:
