@@ -9,6 +9,7 @@ from pathlib import Path
 from xml.sax.saxutils import escape
 
 from modelworks.core.nouns import JsonObject
+from modelworks.core.svg import page
 from modelworks.merge.findings import Findings
 
 REPORT, PICTURE = "merge_report.json", "merge_report.svg"
@@ -53,11 +54,7 @@ def heat_map(rows: Sequence[str], columns: Sequence[_Column]) -> str:
     """A picture as SVG: a row a layer, a column a measure, darker for more; every cell tells its number."""
     width = _LEFT + _CELL_WIDTH * len(columns) + 10
     height = _TOP + _CELL_HEIGHT * len(rows) + 10
-    size = f'viewBox="0 0 {width} {height}" width="{width}" height="{height}"'
-    body = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" {size} font-family="sans-serif" font-size="10">',
-        f'<rect width="{width}" height="{height}" fill="#fff"/>',
-    ]
+    body: list[str] = []
     for place, column in enumerate(columns):
         x = _LEFT + place * _CELL_WIDTH
         for line, text in enumerate(column.heading.split("\n")):
@@ -76,7 +73,7 @@ def heat_map(rows: Sequence[str], columns: Sequence[_Column]) -> str:
                 f"{value:.3g}</text>"
             )
     names = (f'<text x="4" y="{_TOP + row * _CELL_HEIGHT + 11}">{escape(name)}</text>' for row, name in enumerate(rows))
-    return "\n".join([*body, *names, "</svg>", ""])
+    return page(width, height, [*body, *names], font_size=10)
 
 
 def _short(text: str) -> str:
