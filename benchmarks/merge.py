@@ -59,7 +59,7 @@ body, out, times, settings = json.loads(sys.argv[1]), Path(sys.argv[2]), [], loa
 for _ in range(int(sys.argv[3]) + 1):
     shutil.rmtree(out, ignore_errors=True)
     start = time.perf_counter()
-    merge_folders(plan_folders(body, settings), out, lambda _: None, lambda: False, threads=0, overwrite=False)
+    merge_folders(plan_folders(body, settings), out, lambda _: None, lambda: False, workers=0, overwrite=False)
     times.append(time.perf_counter() - start)
 print(json.dumps(times[1:]))
 """

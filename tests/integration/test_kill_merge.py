@@ -38,7 +38,7 @@ class Watch:
         if self.told == last:
             time.sleep(600)
 
-folder.merge_into(out, plan, Watch(), Pace(threads=1, report="none"), "both", (), {"why": "test"})
+folder.merge_into(out, plan, Watch(), Pace(workers=1, report="none"), "both", (), {"why": "test"})
 """
 
 

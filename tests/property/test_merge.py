@@ -29,7 +29,13 @@ Tensors = dict[str, torch.Tensor]
 # Tensors that no network has but a merge must cope with: of many pieces, of no elements, of one.
 ODD = {"odd.long": (1500,), "odd.empty": (0,), "odd.empty_rows": (0, 16), "odd.one": (1,), "odd.number": ()}
 EXPERTS = ("one", "two", "three")
-ONE_BY_ONE = Pace(threads=1)
+ONE_BY_ONE = Pace(workers=1)
+
+
+class SharedSink(MemorySink):
+    """In memory that forks write to as well."""
+
+    shared = True
 
 
 @dataclass(frozen=True)
@@ -48,10 +54,12 @@ class Shelf:
             MergeSpec.model_validate(body | {"exclude_param_names_regex": RECIPES[method].exclude}), self.inputs
         )
         results = {
-            step.output.name: torch.zeros(step.output.shape, dtype=getattr(torch, DTYPES[step.output.dtype][0]))
+            step.output.name: torch.zeros(
+                step.output.shape, dtype=getattr(torch, DTYPES[step.output.dtype][0])
+            ).share_memory_()  # type: ignore[no-untyped-call]  # of torch
             for step in plan.steps
         }
-        merge(plan, MemorySink(results), self.job, pace)
+        merge(plan, SharedSink(results), self.job, pace)
         return results
 
     def stored(self, name: str) -> Tensors:
@@ -177,15 +185,15 @@ def test_a_method_keeps_the_laws_that_it_promises_and_only_those(shelf: Shelf, l
 
 @pytest.mark.parametrize("name", OF_MODELS)
 @settings(max_examples=4, deadline=None)
-@given(chunk=st.integers(3, 6000), threads=st.integers(1, 4))
-def test_the_same_bytes_come_out_whatever_the_pieces_and_threads(
-    shelf: Shelf, name: str, chunk: int, threads: int
+@given(chunk=st.integers(3, 6000), workers=st.integers(1, 4))
+def test_the_same_bytes_come_out_whatever_the_pieces_and_workers(
+    shelf: Shelf, name: str, chunk: int, workers: int
 ) -> None:
     recipe = RECIPES[name]
     models = ("lora", "full", "one")[: recipe.count]
     whole = shelf.merged(name, models, recipe.busy)
 
-    pieces = shelf.merged(name, models, recipe.busy, Pace(threads=threads, chunk_elements=chunk))
+    pieces = shelf.merged(name, models, recipe.busy, Pace(workers=workers, chunk_elements=chunk))
 
     for tensor, values in whole.items():
         bits = (each.contiguous().view(-1).view(torch.uint8) for each in (values, pieces[tensor]))

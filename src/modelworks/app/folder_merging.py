@@ -49,7 +49,7 @@ def read_merge(body: Mapping[str, Any]) -> tuple[JsonObject, tuple[str, ...]]:
     return found.body, found.notes
 
 
-def plan_folders(body: Mapping[str, Any], settings: Settings, threads: int = 0) -> FolderMerge:
+def plan_folders(body: Mapping[str, Any], settings: Settings, workers: int = 0) -> FolderMerge:
     """Check everything, and say what a merge of folders (or of names in the workspace) would do.
 
     Raises:
@@ -60,13 +60,13 @@ def plan_folders(body: Mapping[str, Any], settings: Settings, threads: int = 0) 
     spec = parse_spec(MergeSpec, told, where="merge")
     inputs, doubts = find_inputs(spec.names, _laid_on(spec), workspace(settings))
     plan = make_plan(spec, inputs)
-    wanted = estimate(plan, threads, spec.device, (*notes, *doubts))
+    wanted = estimate(plan, workers, spec.device, (*notes, *doubts))
     check_memory(wanted)
     return FolderMerge(spec, plan, wanted)
 
 
 def merge_folders(
-    merge: FolderMerge, out: Path, progress: Progress, stopped: Callable[[], bool], *, threads: int, overwrite: bool
+    merge: FolderMerge, out: Path, progress: Progress, stopped: Callable[[], bool], *, workers: int, overwrite: bool
 ) -> JsonObject:
     """Merge into OUT, which appears when it is whole; until then there is OUT.partial, in which a killed merge goes on.
 
@@ -82,7 +82,7 @@ def merge_folders(
     _import_torch(whole=merge.plan.method.prepare_model is not None)
     from modelworks.weights.loading import choose_device
 
-    pace = Pace(choose_device(merge.spec.device), threads=threads, report=merge.spec.report)
+    pace = Pace(choose_device(merge.spec.device), workers=workers, report=merge.spec.report)
     recipe: JsonObject = {"kind": "merge", "spec": merge.spec.model_dump(mode="json", exclude_defaults=True)}
     watch = _Watch(progress, stopped)
     try:

@@ -44,7 +44,7 @@ class MergeCommand(SpecCommand, Group):
 def folder_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """The options of a merge that needs no workspace."""
     for option in (
-        click.option("--threads", type=click.IntRange(min=1), metavar="N", help="With --out; default: half the cores."),
+        click.option("--workers", type=click.IntRange(min=1), metavar="N", help="With --out; default: one a core."),
         click.option("--overwrite", is_flag=True, help="With --out: replace a model that is there."),
         click.option("--dry-run", is_flag=True, help="Check, and tell what would be done; merge nothing."),
         click.option("--out", type=click.Path(path_type=Path), metavar="DIR",
@@ -73,7 +73,7 @@ def merge(
     out: Path | None,
     dry_run: bool,
     overwrite: bool,
-    threads: int | None,
+    workers: int | None,
     **asked: Any,
 ) -> None:
     """Merge models of one architecture into one: as a job of the workspace or, with --out, into a folder.
@@ -90,14 +90,14 @@ def merge(
         return
     started = time.monotonic()
     with without_collecting():
-        planned = folder_merging.plan_folders(body, session.settings, threads or 0)
+        planned = folder_merging.plan_folders(body, session.settings, workers or 0)
     _say(session, planned.estimate.notes)
     if dry_run or out is None:
         _print_plan(session, planned)
         return
     with _interruptible() as stopped, show_progress(session, "merge") as progress:
         result = folder_merging.merge_folders(
-            planned, out, progress, stopped, threads=threads or 0, overwrite=overwrite
+            planned, out, progress, stopped, workers=workers or 0, overwrite=overwrite
         )
     _say(session, cast("list[str]", result["doubts"]))
     if session.json:

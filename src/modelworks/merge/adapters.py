@@ -5,17 +5,16 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from itertools import product
 from pathlib import Path
-from threading import Lock, local
 from typing import TYPE_CHECKING, Any
 
 from modelworks.core.errors import Invalid
 from modelworks.core.nouns import JsonObject, Parent
 from modelworks.merge.card import write_card
-from modelworks.merge.engine import Pace, on_threads, one_thread_each
+from modelworks.merge.engine import Pace, one_thread, worker_count
 from modelworks.merge.factors import Factors
 from modelworks.merge.findings import Findings, Seen
 from modelworks.merge.fit import MERGEABLE
@@ -23,6 +22,7 @@ from modelworks.merge.lora import PREFIX, LowRank
 from modelworks.merge.pieces import Pieces, StepLook, Watch
 from modelworks.merge.plan import Plan, Step
 from modelworks.merge.report import REPORT
+from modelworks.merge.workers import share_out
 from modelworks.weights.layout import inspect_adapter
 from modelworks.weights.reader import ADAPTER_WEIGHTS
 
@@ -42,19 +42,18 @@ class AdapterFindings(Findings):
         self._rows: dict[str, JsonObject] = {}
         self._left_out: dict[str, float] = {}
 
-    def note(self, step: Step, products: Tensor, made: Factors | None) -> None:
+    def note(self, step: Step, products: Sequence[Sequence[float]], made: Factors | None) -> None:
         """Args: products: (M, M), of the models' changes of this tensor; made: None where it has no part."""
         seen = Seen(elements=step.elements)
         for one, other in product(range(len(step.sources)), repeat=2):
-            seen.products[step.sources[one].expert, step.sources[other].expert] = float(products[one, other])
+            seen.products[step.sources[one].expert, step.sources[other].expert] = products[one][other]
         name = step.output.name
-        with self._lock:
-            self._seen[name] = seen
-            if made is None:
-                self._left_out[name] = float(products.diagonal().sum()) ** 0.5
-            else:
-                norm = max(0.0, float(gram([made])[0, 0])) ** 0.5
-                self._rows[name] = {"matrix": name, "rank": made.rank, "relative_error": made.error, "norm": norm}
+        self._seen[name] = seen
+        if made is None:
+            self._left_out[name] = sum(row[place] for place, row in enumerate(products)) ** 0.5
+        else:
+            norm = max(0.0, float(gram([made])[0, 0])) ** 0.5
+            self._rows[name] = {"matrix": name, "rank": made.rank, "relative_error": made.error, "norm": norm}
 
     def table(self) -> list[JsonObject]:
         """Nothing: there is no merged tensor to compare with the base."""
@@ -94,13 +93,24 @@ def merge_adapters(
 ) -> AdapterFindings:
     """Write an adapter into the empty `folder`.
 
-    Every thread holds one matrix in full where the models are full ones; of adapters only the factors.
+    Every worker holds one matrix in full where the models are full ones; of adapters only the factors.
     """
-    work = _Work(plan, watch, pace)
-    with one_thread_each(), ExitStack() as stack:
-        work.stack = stack
-        on_threads(pace, sorted(plan.steps, key=lambda step: -step.elements), work.run, lambda _name: None)
-    _write_adapter(folder, plan, work.made)
+    work, made, done = _Work(plan), dict[str, Factors](), 0
+
+    def take(step: Step, found: _Found | None) -> None:
+        nonlocal done
+        if found is not None:
+            factors = found.factors()
+            work.findings.note(step, found.products, factors)
+            made.update({step.output.name: factors} if factors else {})
+        done += step.output.size_bytes
+        watch.progress(done, plan.size_bytes, "bytes", stage="merging", tensor=step.output.name)
+
+    steps = sorted(plan.steps, key=lambda step: -step.elements)
+    with one_thread(), ExitStack() as stack:
+        work.pieces = Pieces(plan, watch, pace.device, stack)
+        share_out(worker_count(pace, plan), steps, work.run, take, watch.check)
+    _write_adapter(folder, plan, made)
     (folder / REPORT).write_text(json.dumps(work.findings.as_json(), indent=2) + "\n", encoding="utf-8")
     write_card(folder, name, plan, parents, recipe, list(_card_lines(work.findings)))
     return work.findings
@@ -162,45 +172,50 @@ class _Matrix:
         return values
 
 
-class _Work:
-    """`run` is called from several threads."""
+@dataclass(frozen=True, slots=True)
+class _Found:
+    """What is learned of one tensor, as it goes from one process to another: tensors as arrays."""
 
-    def __init__(self, plan: Plan, watch: Watch, pace: Pace) -> None:
-        self.findings = AdapterFindings(plan)
-        self.made: dict[str, Factors] = {}
-        self.stack: ExitStack
-        self._plan, self._watch, self._pace = plan, watch, pace
-        self._lock, self._mine, self._done = Lock(), local(), 0
+    products: list[list[float]]
+    # left, right and error of its factors; None where it has no part.
+    parts: tuple[Any, Any, float] | None
 
-    def run(self, step: Step) -> str:
+    def factors(self) -> Factors | None:
         import torch
 
-        if not hasattr(self._mine, "pieces"):
-            with self._lock:
-                self._mine.pieces = Pieces(self._plan, self._watch, self._pace.device, self.stack)
-        name, total = step.output.name, self._plan.size_bytes
-        if step.merged:
-            self._factor(step, self._mine.pieces)
-        elif step.output.dtype in MERGEABLE:
-            products = torch.zeros(len(step.sources), len(step.sources), dtype=torch.float64)
-            for piece in StepLook(self._mine.pieces, step).pieces():
-                deltas = piece.deltas.double()
-                products += (deltas @ deltas.T).cpu()
-            self.findings.note(step, products, None)
-        with self._lock:
-            self._done += step.output.size_bytes
-            self._watch.progress(self._done, total, "bytes", stage="merging", tensor=name)
-        return name
+        return self.parts and Factors(torch.from_numpy(self.parts[0]), torch.from_numpy(self.parts[1]), self.parts[2])
 
-    def _factor(self, step: Step, pieces: Pieces) -> None:
+
+class _Work:
+    """`run` is called in several processes."""
+
+    def __init__(self, plan: Plan) -> None:
+        self.findings = AdapterFindings(plan)
+        self.pieces: Pieces
+        self._plan = plan
+
+    def run(self, step: Step) -> _Found | None:
+        import torch
+
+        if step.merged:
+            return self._factor(step)
+        if step.output.dtype not in MERGEABLE:
+            return None
+        products = torch.zeros(len(step.sources), len(step.sources), dtype=torch.float64)
+        for piece in StepLook(self.pieces, step).pieces():
+            deltas = piece.deltas.double()
+            products += (deltas @ deltas.T).cpu()
+        return _Found(products.tolist(), None)
+
+    def _factor(self, step: Step) -> _Found:
         method = self._plan.method
-        matrix = _Matrix(pieces, step, self.findings.labels)
-        self._watch.check()
+        matrix = _Matrix(self.pieces, step, self.findings.labels)
+        self.pieces.watch.check()
         if method.factor is None:
             raise TypeError(f"{method.name} makes no adapters")
         made = method.factor(matrix, step.params, step.each)
-        self.findings.note(step, matrix.products(method.adapters_only).cpu(), made)
-        self.made[step.output.name] = Factors(made.left.cpu(), made.right.cpu(), made.error)
+        left, right = (part.cpu().contiguous().numpy() for part in (made.left, made.right))
+        return _Found(matrix.products(method.adapters_only).tolist(), (left, right, made.error))
 
 
 def _write_adapter(folder: Path, plan: Plan, made: Mapping[str, Factors]) -> None:

@@ -1,21 +1,18 @@
-"""The engine: streams every tensor piece by piece from all models into a sink, on several threads."""
+"""The engine: streams every tensor piece by piece from all models into a sink, in several processes."""
 
 from __future__ import annotations
 
-import os
-import threading
 from collections.abc import Callable, Collection, Iterator
-from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from itertools import islice
 from typing import TYPE_CHECKING, Literal, Protocol
 
 from modelworks.core.errors import Invalid, Problem, Unsupported
-from modelworks.merge.findings import Findings, samples
+from modelworks.merge.findings import Findings, Seen, samples
 from modelworks.merge.method import Combine, Piece
 from modelworks.merge.pieces import ModelLook, Pieces, StepLook, Watch
 from modelworks.merge.plan import Plan, Step
+from modelworks.merge.workers import MOST_WORKERS, cores, share_out
 from modelworks.weights.loading import keep_freed_memory
 from modelworks.weights.reader import DTYPES
 
@@ -24,7 +21,8 @@ if TYPE_CHECKING:
 
 # With a few models, float32 and scratch this stays near the processor's cache; a GPU wants fewer, larger transfers.
 CHUNK_ELEMENTS = {"cpu": 1 << 18, "cuda": 1 << 24}
-MOST_THREADS = 8
+# A smaller merge is over before it is shared out.
+SHARED_BYTES = 64 << 20
 # Blocks of this size are given back when they are free: kept, they would scatter over the heap.
 LARGEST_KEPT_BYTES = 32 << 20
 
@@ -32,8 +30,12 @@ LARGEST_KEPT_BYTES = 32 << 20
 class Sink(Protocol):
     """Where the result goes: files, or the memory of a model that is being served."""
 
+    @property
+    def shared(self) -> bool:
+        """Whether what a fork of this process writes is there for all."""
+
     def write(self, name: str, tensor: Tensor, start: int) -> None:
-        """Take contiguous elements of the planned dtype, from element `start` on. Called from several threads."""
+        """Take contiguous elements of the planned dtype, from element `start` on. Called from several processes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +43,7 @@ class Pace:
     """How to work: none of it changes the result."""
 
     device: str = "cpu"
-    threads: int = 0  # 0: one for two cores
+    workers: int = 0  # 0: one a core
     chunk_elements: int = 0  # 0: by the device
     report: Literal["sample", "full", "none"] = "sample"
 
@@ -56,7 +58,7 @@ def merge(
 ) -> Findings:
     """Merge everything but the tensors that are `finished`, and tell of each tensor when its last piece is written.
 
-    Memory is bounded by the number of threads and models times the size of a piece, whatever the size of the models,
+    Memory is bounded by the number of workers and models times the size of a piece, whatever the size of the models,
     unless the method takes whole tensors.
 
     Raises:
@@ -72,48 +74,50 @@ def merge(
     # The largest first: none of them is left alone at the end.
     steps = sorted((s for s in plan.steps if s.output.name not in finished), key=lambda step: -step.elements)
     keep_freed_memory(LARGEST_KEPT_BYTES)
-    with one_thread_each(), ExitStack() as stack:
+    done = plan.size_bytes - sum(step.output.size_bytes for step in steps)
+
+    def take(step: Step, seen: Seen | None) -> None:
+        nonlocal done
+        engine.findings.take(step.output.name, seen)
+        each_tensor(step.output.name)
+        done += step.output.size_bytes
+        watch.progress(done, plan.size_bytes, "bytes", stage="merging", tensor=step.output.name)
+
+    with one_thread(), ExitStack() as stack:
         engine.open(stack)
-        engine.done = plan.size_bytes - sum(step.output.size_bytes for step in steps)
-        on_threads(pace, steps, engine.run, each_tensor)
+        share_out(worker_count(pace, plan, sink), steps, engine.run, take, watch.check)
     return engine.findings
 
 
 class _Engine:
-    """One merge; `run` is called from several threads."""
+    """One merge; `run` is called in several processes."""
 
     def __init__(self, plan: Plan, sink: Sink, watch: Watch, pace: Pace) -> None:
         self.plan, self.sink, self.watch, self.pace = plan, sink, watch, pace
         self.findings = Findings(plan)
-        self.done = 0
-        self._lock = threading.Lock()
-        self._mine = threading.local()
         self._chunk = pace.chunk_elements or CHUNK_ELEMENTS[pace.device]
         self._whole_model: Combine | None = None
 
     def open(self, stack: ExitStack) -> None:
-        self._stack = stack
+        self._pieces = Pieces(self.plan, self.watch, self.pace.device, stack)
         method, steps = self.plan.method, [step for step in self.plan.steps if step.merged]
         if method.prepare_model is not None and steps:
-            look = ModelLook(self._pieces())
+            look = ModelLook(self._pieces)
             self._whole_model = method.prepare_model(look, steps[0].params, len(self.plan.experts))
 
-    def run(self, step: Step) -> str:
-        pieces = self._pieces()
-        method = self.plan.method
+    def run(self, step: Step) -> Seen | None:
+        """Merge one tensor; return what was seen of it."""
         combine = self._whole_model
         if step.merged and combine is None:
-            combine = method.begin(StepLook(pieces, step), step.params, step.each)
-        for start, stop in pieces.spans(step, self._chunk):
-            self.sink.write(step.output.name, self._piece(pieces, step, start, stop, combine), start)
-        with self._lock:
-            self.done += step.output.size_bytes
-            self.watch.progress(self.done, self.plan.size_bytes, "bytes", stage="merging", tensor=step.output.name)
-        return step.output.name
+            combine = self.plan.method.begin(StepLook(self._pieces, step), step.params, step.each)
+        for start, stop in self._pieces.spans(step, self._chunk):
+            self.sink.write(step.output.name, self._piece(step, start, stop, combine), start)
+        return self.findings.seen(step.output.name)
 
-    def _piece(self, pieces: Pieces, step: Step, start: int, stop: int, combine: Combine | None) -> Tensor:
+    def _piece(self, step: Step, start: int, stop: int, combine: Combine | None) -> Tensor:
         import torch
 
+        pieces = self._pieces
         dtype = getattr(torch, DTYPES[step.output.dtype][0])
         if not step.merged or combine is None:
             return pieces.stored(step.base or step.sources[0], start, stop).to(dtype)
@@ -127,13 +131,6 @@ class _Engine:
                 base = None if self.plan.method.needs_base else pieces.values(step.base, start + first, start + last)
                 self.findings.look(step, piece.part(first, last, base), merged[first:last])
         return result
-
-    def _pieces(self) -> Pieces:
-        if not hasattr(self._mine, "pieces"):
-            with self._lock:
-                self._mine.pieces = Pieces(self.plan, self.watch, self.pace.device, self._stack)
-        pieces: Pieces = self._mine.pieces
-        return pieces
 
     def _check_finite(self, step: Step, piece: Piece, result: Tensor) -> None:
         import torch
@@ -152,39 +149,15 @@ class _Engine:
         raise Invalid(str(problem), problems=(problem,))
 
 
-def thread_count(pace: Pace) -> int:
-    # Python's lock goes from hand to hand between pieces: on two cores a second thread costs more than it brings.
-    return 1 if pace.device == "cuda" else pace.threads or min(max(_cores() // 2, 1), MOST_THREADS)
-
-
-def on_threads(pace: Pace, steps: list[Step], work: Callable[[Step], str], each_tensor: Callable[[str], None]) -> None:
-    """Do the work of every step, and tell of each when it is done."""
-    threads = thread_count(pace)
-    if threads == 1:
-        for step in steps:
-            each_tensor(work(step))
-        return
-    with ThreadPoolExecutor(threads, "merge") as pool:
-        waiting = iter(steps)
-        going = {pool.submit(work, step) for step in islice(waiting, 2 * threads)}
-        try:
-            while going:
-                ended, going = wait(going, return_when=FIRST_COMPLETED)
-                for future in ended:
-                    each_tensor(future.result())
-                    going |= {pool.submit(work, step) for step in islice(waiting, 1)}
-        except BaseException:
-            pool.shutdown(wait=True, cancel_futures=True)
-            raise
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+def worker_count(pace: Pace, plan: Plan, sink: Sink | None = None) -> int:
+    if pace.device == "cuda" or (sink is not None and not sink.shared):
+        return 1
+    return pace.workers or (min(cores(), MOST_WORKERS) if plan.size_bytes >= SHARED_BYTES else 1)
 
 
 @contextmanager
-def one_thread_each() -> Iterator[None]:
-    """Let torch compute on one thread: pieces are short, and our own threads each take a tensor."""
+def one_thread() -> Iterator[None]:
+    """Let torch compute on one thread: pieces are short, and our own processes each take a tensor."""
     import torch
 
     before = torch.get_num_threads()

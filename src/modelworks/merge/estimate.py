@@ -7,11 +7,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from modelworks.core.config import count_gpus
-from modelworks.merge.engine import CHUNK_ELEMENTS, Pace, thread_count
+from modelworks.merge.engine import CHUNK_ELEMENTS, Pace, worker_count
 from modelworks.merge.plan import Plan, Source, Step
 from modelworks.weights.reader import DTYPES
 
-# Measured on two busy threads of one 2024 server core, models in bfloat16, files in the page cache.
+# Measured on two busy workers of one 2024 server core, models in bfloat16, files in the page cache.
 # Torch and what it loads, gone through by every merge.
 _START_SECONDS = 1.8
 _START_BYTES = 280 << 20
@@ -39,7 +39,7 @@ class Estimate:
     parameters: int
     dtype: str
     device: str
-    threads: int
+    workers: int
     bytes_read: int
     bytes_written: int
     seconds: float
@@ -48,14 +48,14 @@ class Estimate:
     notes: tuple[str, ...] = ()
 
 
-def estimate(plan: Plan, threads: int, device: str, notes: Sequence[str] = ()) -> Estimate:
-    """Args: threads: 0 for as many as there are cores; device: auto is the GPU that the driver lists, or the CPU."""
+def estimate(plan: Plan, workers: int, device: str, notes: Sequence[str] = ()) -> Estimate:
+    """Args: workers: 0 for as many as there are cores; device: auto is the GPU that the driver lists, or the CPU."""
     device = ("cuda" if count_gpus() else "cpu") if device == "auto" else device
-    threads = thread_count(Pace(device, threads))
+    workers = worker_count(Pace(device, workers), plan)
     merged = [step for step in plan.steps if step.merged]
     read = sum(_bytes_read(plan, step) for step in plan.steps)
     values = sum(step.elements * len(_inputs(plan, step)) for step in merged)
-    computing = values * _NANOSECONDS.get(plan.method.name, _NANOSECONDS[""]) / 1e9 / threads
+    computing = values * _NANOSECONDS.get(plan.method.name, _NANOSECONDS[""]) / 1e9 / workers
     moving = read / _READ_BYTES_PER_SECOND + plan.size_bytes / _WRITE_BYTES_PER_SECOND
     piece = max((step.elements for step in merged), default=0)
     piece = piece if plan.method.whole else min(piece, CHUNK_ELEMENTS[device])
@@ -67,12 +67,12 @@ def estimate(plan: Plan, threads: int, device: str, notes: Sequence[str] = ()) -
         parameters=sum(step.elements for step in plan.steps),
         dtype=plan.dtype or _dtype_of(plan),
         device=device,
-        threads=threads,
+        workers=workers,
         bytes_read=read,
         bytes_written=plan.size_bytes,
         seconds=round(_START_SECONDS + computing + moving, 1),
         notes=(*notes, *plan.warnings),
-        memory_bytes=_START_BYTES + threads * piece * 4 * (len(plan.experts) + _SCRATCH),
+        memory_bytes=_START_BYTES + workers * piece * 4 * (len(plan.experts) + _SCRATCH),
     )
 
 

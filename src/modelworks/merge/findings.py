@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -52,13 +51,12 @@ class Seen:
 
 
 class Findings:
-    """Sums up pieces from several threads. What was only sampled is scaled to the whole tensor."""
+    """Sums up what is seen of pieces. What was only sampled is scaled to the whole tensor."""
 
     def __init__(self, plan: Plan) -> None:
         self.labels = labels(plan.experts)
         self._sizes = {step.output.name: step.elements for step in plan.steps if step.merged}
         self._seen: dict[str, Seen] = {}
-        self._lock = threading.Lock()
 
     def look(self, step: Step, piece: Piece, merged: Tensor) -> None:
         """Take in one piece and what it became."""
@@ -74,14 +72,21 @@ class Findings:
             several, both = int((most > 1).sum()), int(((most > 1) & (total < most)).sum())
         kept = int(torch.count_nonzero(merged != piece.base))
         base_square = float(piece.base.double().square().sum())
-        with self._lock:
-            seen = self._seen.setdefault(step.output.name, Seen())
-            seen.elements += deltas.shape[1]
-            seen.shared, seen.conflicts, seen.kept = seen.shared + several, seen.conflicts + both, seen.kept + kept
-            seen.base_square += base_square
-            for one, row in zip(step.sources, products, strict=True):
-                for other, product in zip(step.sources, row, strict=True):
-                    seen.products[one.expert, other.expert] += product
+        seen = self._seen.setdefault(step.output.name, Seen())
+        seen.elements += deltas.shape[1]
+        seen.shared, seen.conflicts, seen.kept = seen.shared + several, seen.conflicts + both, seen.kept + kept
+        seen.base_square += base_square
+        for one, row in zip(step.sources, products, strict=True):
+            for other, product in zip(step.sources, row, strict=True):
+                seen.products[one.expert, other.expert] += product
+
+    def seen(self, name: str) -> Seen | None:
+        return self._seen.get(name)
+
+    def take(self, name: str, seen: Seen | None) -> None:
+        """Take in what another process saw of a tensor."""
+        if seen is not None:
+            self._seen[name] = seen
 
     @property
     def share_seen(self) -> float:

@@ -12,6 +12,10 @@ if TYPE_CHECKING:
 class MemorySink:
     """Writes into tensors that exist already, by name, in their own dtype and on their own device."""
 
+    @property
+    def shared(self) -> bool:
+        return False
+
     def __init__(self, tensors: Mapping[str, Tensor]) -> None:
         self._flat = {name: tensor.detach().view(-1) for name, tensor in tensors.items()}
 

@@ -37,7 +37,7 @@ def check_memory(wanted: Estimate, of: str = "MemAvailable") -> None:
         return
     problem = Problem(
         "memory",
-        f"about {wanted.memory_bytes / 1e9:.1f} GB are needed by {wanted.threads} threads, "
+        f"about {wanted.memory_bytes / 1e9:.1f} GB are needed by {wanted.workers} workers, "
         f"{told[of] / 1e9:.1f} GB {'are free' if of == 'MemAvailable' else 'are all there is'}",
         f"exclude the largest tensors, or choose a method that streams them: {wanted.method} may take them whole",
         "no_memory",

@@ -39,10 +39,14 @@ class Planned:
 
 
 class CheckpointWriter:
-    """Lays out the files at once, then takes tensors or pieces of them in any order.
+    """Lays out the files at once, then takes tensors or pieces of them in any order, from forks of this process too.
 
     The folder is a staging folder: publishing it whole is what makes the result appear at once.
     """
+
+    @property
+    def shared(self) -> bool:
+        return True
 
     def __init__(
         self, folder: Path, plan: Sequence[Planned], max_shard_bytes: int = MAX_SHARD_BYTES, *, again: bool = False
@@ -69,7 +73,7 @@ class CheckpointWriter:
             _write_index(folder, dict(zip(names, shards, strict=True)))
 
     def write(self, name: str, tensor: torch.Tensor, start: int = 0) -> None:
-        """Write contiguous CPU elements of the planned dtype, beginning at element `start`. Safe from threads."""
+        """Write contiguous CPU elements of the planned dtype, beginning at element `start`."""
         import torch
 
         handle, offset = self._places[name]

@@ -19,7 +19,7 @@ def merge(tmp_path: Path, **body: Any) -> tuple[JsonObject, tuple[str, ...], Pat
     planned = plan_folders(body, Settings(home=tmp_path / "home"), 1)
     out = tmp_path / "out"
     return (
-        merge_folders(planned, out, lambda _facts: None, lambda: False, threads=1, overwrite=True),
+        merge_folders(planned, out, lambda _facts: None, lambda: False, workers=1, overwrite=True),
         planned.estimate.notes,
         out,
     )

@@ -46,7 +46,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def merged(body: dict[str, Any], out: Path, home: Path, *, overwrite: bool = False) -> JsonObject:
     planned = plan_folders(body, Settings(home=home))
-    return merge_folders(planned, out, lambda _: None, lambda: False, threads=2, overwrite=overwrite)
+    return merge_folders(planned, out, lambda _: None, lambda: False, workers=2, overwrite=overwrite)
 
 
 @pytest.mark.parametrize("name", RECORDED)
@@ -143,14 +143,14 @@ def test_a_workspace_behind_a_link_is_not_overwritten_either(folder: Path, tmp_p
     planned = FolderMerge(MergeSpec(models=("e1",)), plan, estimate(plan, 1, "cpu"))
 
     with pytest.raises(Invalid, match="lies in e1"):
-        merge_folders(planned, folder / "e1", lambda _: None, lambda: False, threads=1, overwrite=True)
+        merge_folders(planned, folder / "e1", lambda _: None, lambda: False, workers=1, overwrite=True)
 
 
 def test_a_merge_that_is_stopped_leaves_nothing(folder: Path, tmp_path: Path) -> None:
     planned = plan_folders({"method": "average", "models": [str(folder / "e1")]}, Settings(home=tmp_path))
 
     with pytest.raises(Cancelled):
-        merge_folders(planned, tmp_path / "out", lambda _: None, lambda: True, threads=1, overwrite=False)
+        merge_folders(planned, tmp_path / "out", lambda _: None, lambda: True, workers=1, overwrite=False)
 
     assert list(tmp_path.iterdir()) == []
 
@@ -209,11 +209,11 @@ def test_a_merge_that_was_killed_goes_on_where_it_was(
             raise KeyboardInterrupt  # as little is done about it as about a kill
 
     with pytest.raises(KeyboardInterrupt):
-        merge_folders(planned, tmp_path / "out", dies_half_way, lambda: False, threads=1, overwrite=False)
+        merge_folders(planned, tmp_path / "out", dies_half_way, lambda: False, workers=1, overwrite=False)
     left, half = [path.name for path in tmp_path.iterdir()], told[-2]
     told.clear()
     merge_folders(
-        planned, tmp_path / "out", lambda facts: told.append(facts["done"]), lambda: False, threads=1, overwrite=False
+        planned, tmp_path / "out", lambda facts: told.append(facts["done"]), lambda: False, workers=1, overwrite=False
     )
 
     assert left == ["out.partial"]

@@ -56,7 +56,7 @@ def test_options_are_enough_as_well(models: Path, tmp_path: Path, capsys: pytest
 
 
 def test_a_dry_run_tells_and_does_nothing(recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    arguments = ["merge", str(recipe), "--dry-run", "--out", str(tmp_path / "out"), "--threads", "3"]
+    arguments = ["merge", str(recipe), "--dry-run", "--out", str(tmp_path / "out"), "--workers", "3"]
 
     assert run_command(arguments) == 0
     table = capsys.readouterr().out
@@ -65,7 +65,7 @@ def test_a_dry_run_tells_and_does_nothing(recipe: Path, tmp_path: Path, capsys: 
 
     assert "bytes written" in table
     # Two models in bfloat16 are read, one is written; each has 9 tensors in each of 2 layers, and 2 more.
-    assert (facts["tensors_merged"], facts["threads"], facts["dtype"]) == (20, 3, "bfloat16")
+    assert (facts["tensors_merged"], facts["workers"], facts["dtype"]) == (20, 3, "bfloat16")
     assert facts["bytes_read"] == 2 * facts["bytes_written"] == 4 * facts["parameters"]
     assert facts["notes"] == ["parameters.int8_mask has no effect on linear"]
     assert [path.name for path in tmp_path.iterdir()] == ["mergekit.yml"]

@@ -19,10 +19,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return made
 
 
-def estimated(folder: Path, threads: int = 1, **asked: object) -> Estimate:
+def estimated(folder: Path, workers: int = 1, **asked: object) -> Estimate:
     spec = MergeSpec.model_validate({"models": ("x", "y")} | asked)
     plan = make_plan(spec, {name: as_model(folder / name, name) for name in ("b", "x", "y")})
-    return estimate(plan, threads, "cpu", ("a note",))
+    return estimate(plan, workers, "cpu", ("a note",))
 
 
 def test_what_is_read_and_written_is_counted(folder: Path) -> None:
@@ -53,8 +53,8 @@ def test_what_is_left_out_is_copied(folder: Path) -> None:
     assert (found.tensors_merged, found.tensors_copied) == (19, 1)
 
 
-def test_threads_take_memory(folder: Path) -> None:
-    one, four = (estimated(folder, threads, method="average") for threads in (1, 4))
+def test_workers_take_memory(folder: Path) -> None:
+    one, four = (estimated(folder, workers, method="average") for workers in (1, 4))
 
-    assert (one.threads, four.threads) == (1, 4)
+    assert (one.workers, four.workers) == (1, 4)
     assert four.memory_bytes > one.memory_bytes

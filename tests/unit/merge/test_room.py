@@ -20,7 +20,7 @@ def test_what_does_not_fit_into_memory_is_refused_before_it_begins(
     monkeypatch.setattr(room, "MEMORY", tmp_path / "meminfo")
     room.MEMORY.write_text("MemTotal:   1024 kB\nMemAvailable:   512 kB\n")
 
-    with pytest.raises(Invalid, match=r"GB are needed by \d+ threads, 0\.0 GB are all there is") as caught:
+    with pytest.raises(Invalid, match=r"GB are needed by \d+ workers, 0\.0 GB are all there is") as caught:
         room.check(spec, inputs)
 
     assert [problem.code for problem in caught.value.problems] == ["no_memory"]
