@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 from modelworks.core.errors import Invalid
-from modelworks.data.record import Preference, Record, Text, count, read_records
+from modelworks.data.record import Preference, Rated, Record, Text, count, read_records
 from modelworks.data.render import ChatTemplate, Marked, encode_example, load_tokenizer, mark
 
 MEASURED_ROWS = 2000
@@ -95,11 +95,11 @@ def _longest(record: Record) -> Record:
 
 
 def _with_rejected(marked: Marked, record: Record) -> Marked:
-    return (
-        Marked(f"{marked.text}rejected: {record.rejected}\n", marked.learned)
-        if isinstance(record, Preference)
-        else marked
-    )
+    if isinstance(record, Rated):
+        return Marked(f"{marked.text}label: {'good' if record.desirable else 'bad'}\n", marked.learned)
+    if isinstance(record, Preference):
+        return Marked(f"{marked.text}rejected: {record.rejected}\n", marked.learned)
+    return marked
 
 
 def _mark_plainly(record: Record) -> Marked:
@@ -113,4 +113,4 @@ def _mark_plainly(record: Record) -> Marked:
         if message.role == "assistant" and message.learned:
             learned.append((len(text), len(text) + len(message.content)))
         text += f"{message.content}\n"
-    return Marked(text, tuple(learned))
+    return _with_rejected(Marked(text, tuple(learned)), record)

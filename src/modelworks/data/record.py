@@ -53,6 +53,19 @@ class Preference:
 
 
 @dataclass(frozen=True, slots=True)
+class Rated:
+    """A conversation whose last answer, the only one that is learned from, is a good one or a bad one."""
+
+    messages: tuple[Message, ...]
+    desirable: bool
+
+    @classmethod
+    def of(cls, messages: Sequence[Message], desirable: bool) -> Rated:
+        prompt = (replace(turn, learned=turn.role != "assistant") for turn in messages[:-1])
+        return cls((*prompt, replace(messages[-1], learned=True)), desirable)
+
+
+@dataclass(frozen=True, slots=True)
 class Prompted:
     """Turns that wait for an answer; `item` is what else the row holds, to judge the answer by."""
 
@@ -60,7 +73,7 @@ class Prompted:
     item: JsonObject
 
 
-Record: TypeAlias = Conversation | Text | Preference | Prompted
+Record: TypeAlias = Conversation | Text | Preference | Rated | Prompted
 
 
 def split_path(dataset_folder: Path, split: Split) -> Path:
@@ -101,6 +114,8 @@ def to_line(record: Record) -> bytes:
     if isinstance(record, Preference):
         body = {"prompt": _turns(record.prompt), "chosen": record.chosen, "rejected": record.rejected}
         return orjson.dumps(body)
+    if isinstance(record, Rated):
+        return orjson.dumps({"messages": _turns(record.messages), "desirable": record.desirable})
     if isinstance(record, Prompted):
         return orjson.dumps({"messages": _turns(record.messages), "item": record.item})
     return orjson.dumps({"messages": _turns(record.messages)})
@@ -112,6 +127,8 @@ def parse_record(line: bytes) -> Record:
         return Text(body["text"])
     if "chosen" in body:
         return Preference(_parse_turns(body["prompt"]), body["chosen"], body["rejected"])
+    if "desirable" in body:
+        return Rated(_parse_turns(body["messages"]), body["desirable"])
     if "item" in body:
         return Prompted(_parse_turns(body["messages"]), body["item"])
     return Conversation(_parse_turns(body["messages"]))

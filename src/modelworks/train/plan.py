@@ -13,7 +13,8 @@ from modelworks.core.nouns import Adapter, AnyArtifact, Dataset, Model
 from modelworks.core.registry import choose
 from modelworks.core.spec import parse_spec
 from modelworks.data.format import formats
-from modelworks.data.record import Conversation, Preference, Prompted, Record, Text
+from modelworks.data.record import Conversation, Preference, Prompted, Rated, Record, Text
+from modelworks.train.reporting import missing_packages
 from modelworks.train.spec import TrainSpec
 from modelworks.train.strategy import Params, Settled, Strategy, strategies
 
@@ -22,6 +23,7 @@ _ROWS: Mapping[type[Record], str] = {
     Text: "plain text",
     Preference: "preferences",
     Prompted: "prompts",
+    Rated: "rated answers",
 }
 
 # Tokens of a row that are kept where the spec leaves it to us and the model would read more.
@@ -117,6 +119,7 @@ def _problems(spec: TrainSpec, inputs: Mapping[str, AnyArtifact]) -> Iterator[Pr
         changed = sorted(field for field in spec.model_fields_set if field.startswith("lora_"))
         if changed:
             yield Problem(", ".join(changed), "has no meaning with tuning full", "remove it, or choose tuning lora")
+    yield from _watching_problems(spec, dataset)
     if spec.warmup_steps >= 1 and spec.warmup_steps != int(spec.warmup_steps):
         yield Problem("warmup_steps", f"{spec.warmup_steps} is no whole number of steps", "below 1 it is a share")
 
@@ -128,6 +131,16 @@ def _strategy_problems(
         yield Problem("tuning", f"{strategy.name} does not train every weight", "choose tuning lora")
     elif isinstance(model := inputs[spec.model], Model):
         yield from strategy.check(spec, params, inputs, settle(spec, model))
+
+
+def _watching_problems(spec: TrainSpec, dataset: AnyArtifact) -> Iterator[Problem]:
+    yield from missing_packages(spec)
+    if spec.eval_steps is None:
+        for field in ("early_stopping_patience", "load_best_model_at_end"):
+            if getattr(spec, field):
+                yield Problem(field, "needs measurements to go by", "give eval_steps")
+    elif isinstance(dataset, Dataset) and dataset.validation_rows == 0:
+        yield Problem("eval_steps", f"{spec.dataset} holds out no row to measure", "hold out some, or leave it away")
 
 
 def _row_problems(spec: TrainSpec, strategy: Strategy, dataset: Dataset) -> Iterator[Problem]:
