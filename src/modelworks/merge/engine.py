@@ -157,7 +157,10 @@ def worker_count(pace: Pace, plan: Plan, sink: Sink | None = None) -> int:
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """Let torch compute on one thread: pieces are short, and our own processes each take a tensor."""
+    """Let torch compute on one thread: pieces are short, and our own processes each take a tensor.
+
+    Where others compute as well, threads that wait for each other take a hundred times as long.
+    """
     import torch
 
     before = torch.get_num_threads()

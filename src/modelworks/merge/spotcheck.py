@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from modelworks.core.errors import Invalid, Problem
+from modelworks.merge.engine import one_thread
 from modelworks.merge.findings import labels
 from modelworks.merge.pieces import Pieces, Watch
 from modelworks.merge.plan import Plan, Step, spans
@@ -49,7 +50,7 @@ def spot_check(plan: Plan, watch: Watch, strict: bool = False) -> list[str]:
     whose = plan.base.model.name if plan.base is not None else names[0]
     sampled: defaultdict[str, _Sampled] = defaultdict(_Sampled)
     problems: dict[str, Problem] = {}
-    with ExitStack() as stack:
+    with one_thread(), ExitStack() as stack:
         pieces = Pieces(plan, watch, "cpu", stack)
         for step, start, stop in _blocks(plan):
             watch.check()
