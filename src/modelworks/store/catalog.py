@@ -26,10 +26,19 @@ class Publication:
     replace: bool = False
 
 
+@dataclass(frozen=True, kw_only=True)
+class Alias:
+    """A name that an artifact is to have besides its own. `replace` as in Publication."""
+
+    name: str
+    artifact: AnyArtifact
+    replace: bool = False
+
+
 def publish(connection: Connection, publication: Publication) -> AnyArtifact:
     """Record an artifact in the caller's transaction, with parents and name; return it with final name and number."""
     artifact = publication.artifact
-    name = _free_name(connection, publication)
+    name = _free_name(connection, artifact.kind, artifact.name, replace=publication.replace)
     if connection.dialect.name == "postgresql":
         # Two that publish at once must not find the same highest number; SQLite has one writer anyway.
         connection.execute(text("LOCK TABLE artifacts IN SHARE ROW EXCLUSIVE MODE"))
@@ -123,6 +132,13 @@ def point(database: Database, kind: ArtifactKind, name: str, artifact_id: str) -
         _point(connection, kind, check_name(name), artifact_id)
 
 
+def take_name(connection: Connection, alias: Alias) -> str:
+    """Give the alias in the caller's transaction; return the name that it came to be."""
+    name = _free_name(connection, alias.artifact.kind, alias.name, replace=alias.replace)
+    _point(connection, alias.artifact.kind, name, alias.artifact.id)
+    return name
+
+
 def remove(database: Database, artifact_id: str) -> bool:
     """Take an artifact out of sight; return whether its files are used by no other artifact."""
     with database.write() as connection:
@@ -138,6 +154,14 @@ def has_made(database: Database, job_id: str, kind: ArtifactKind) -> bool:
     query = select(artifacts.c.id).where(artifacts.c.job_id == job_id, artifacts.c.kind == kind.value)
     with database.read() as connection:
         return connection.execute(query).first() is not None
+
+
+def made_by(database: Database, home: Path, job_id: str) -> list[AnyArtifact]:
+    """What a job published, removed or not, in order."""
+    query = select(artifacts).where(artifacts.c.job_id == job_id).order_by(artifacts.c.number)
+    with database.read() as connection:
+        rows = connection.execute(query).mappings().all()
+        return [_artifact(row, home, _parents_of(connection, row["id"])) for row in rows]
 
 
 def paths_in_use(database: Database) -> set[str]:
@@ -176,12 +200,10 @@ def _point(connection: Connection, kind: ArtifactKind, name: str, artifact_id: s
     connection.execute(insert(names).values(shelf=shelf, name=name, artifact_id=artifact_id))
 
 
-def _free_name(connection: Connection, publication: Publication) -> str:
+def _free_name(connection: Connection, kind: ArtifactKind, wanted: str, *, replace: bool) -> str:
     """The name asked for; when another job took it meanwhile, the same with a number, so that nothing is lost."""
-    wanted = name = publication.artifact.name
-    shelf = shelf_of(publication.artifact.kind)
-    number = 2
-    while not publication.replace and _pointed(connection, shelf, name) is not None:
+    name, number = wanted, 2
+    while not replace and _pointed(connection, shelf_of(kind), name) is not None:
         name, number = f"{wanted}-{number}", number + 1
     return name
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
-from sqlalchemy import Connection, RowMapping, insert, select, update
+from sqlalchemy import Connection, RowMapping, func, insert, select, update
 
 from modelworks.core.nouns import Event, EventType, JsonObject
 from modelworks.store.database import Database
@@ -67,6 +67,17 @@ def newest(
     with database.read() as connection:
         rows = connection.execute(query).mappings().all()
     return [_event(row) for row in reversed(rows)]
+
+
+def sample(database: Database, job_id: str, type_: EventType, most: int) -> list[Event]:
+    """Return about `most` events of one type, spread evenly over the job's story, or all where there are fewer."""
+    chosen = (events.c.job_id == job_id, events.c.type == type_.value)
+    with database.read() as connection:
+        count = connection.execute(select(func.count()).where(*chosen)).scalar_one()
+        place = func.row_number().over(order_by=events.c.seq).label("place")
+        numbered = select(events, place).where(*chosen).subquery()
+        query = select(numbered).where(numbered.c.place % max(1, count // most) == 0).order_by(numbered.c.seq)
+        return [_event(row) for row in connection.execute(query).mappings()]
 
 
 def last_of_type(database: Database, job_id: str, type_: EventType) -> Event | None:

@@ -22,6 +22,8 @@ from modelworks.store.tables import job_aliases, jobs, runs
 
 # A waiting job gains one priority a quarter of an hour, so that nothing waits for ever.
 AGEING_SECONDS = 900
+# The label with the ids of the jobs that a job consists of.
+CHILDREN = "children"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,7 +35,7 @@ class NewJob:
     priority: int = 0
     idempotency_key: str | None = None
     aliases: tuple[str, ...] = ()
-    # What a door was told beside the spec and must be able to tell again.
+    # What a door was told beside the spec and must be able to tell again; and CHILDREN.
     labels: JsonObject = field(default_factory=dict)
     # Chosen by the caller when the job's folder is made before the job.
     id: str | None = None
@@ -57,10 +59,12 @@ class Ending:
     result: JsonObject | None = None
     failure: Failure | None = None
     artifacts: tuple[catalog.Publication, ...] = ()
+    # A name for what another job made.
+    alias: catalog.Alias | None = None
 
 
-def insert_job(database: Database, new: NewJob) -> Job:
-    """Accept a job, or return the one that the same idempotency key made before.
+def insert_job(database: Database, new: NewJob, children: Sequence[NewJob] = ()) -> Job:
+    """Accept a job with all its children, or return the one that the same idempotency key made before.
 
     Raises:
         Conflict: the key was used for another request.
@@ -71,19 +75,9 @@ def insert_job(database: Database, new: NewJob) -> Job:
             earlier = _first(connection, select(jobs).where(jobs.c.idempotency_key == new.idempotency_key))
             if earlier is not None:
                 return _same_request(connection, earlier, new.idempotency_key, digest)
-        job_id = new.id or new_id()
-        connection.execute(
-            insert(jobs).values(
-                id=job_id, kind=new.kind, spec=new.spec, inputs=new.inputs, state=JobState.QUEUED.value,
-                priority=new.priority, needs=new.needs, runs=0, cancel_requested=False, pause_requested=False,
-                last_seq=0, events_offset=0, labels=new.labels,
-                idempotency_key=new.idempotency_key, request_digest=digest, not_before=clock.now(),
-                created_at=clock.now(),
-            )
-        )  # fmt: skip
-        for alias in new.aliases:
-            connection.execute(insert(job_aliases).values(alias=alias, job_id=job_id))
-        _tell_state(connection, job_id, JobState.QUEUED)
+        job_id = _insert(connection, new, digest)
+        for child in children:
+            _insert(connection, child, _request_digest(child.kind, child.spec))
         return _get(connection, job_id)
 
 
@@ -124,6 +118,12 @@ def list_jobs(
         rows = connection.execute(query).mappings().all()
         aliases = _aliases_of(connection, [row["id"] for row in rows])
     return [_job(row, aliases.get(row["id"], ())) for row in rows]
+
+
+def children(database: Database, job: Job) -> list[Job]:
+    """The jobs that a job consists of, in their order."""
+    with database.read() as connection:
+        return _family(connection, job)[1:]
 
 
 def running(database: Database) -> list[Claim]:
@@ -169,6 +169,9 @@ def end_job(database: Database, job_id: str, run: int, ending: Ending) -> bool:
         if moved:
             for publication in ending.artifacts:
                 _tell_artifact(connection, job_id, catalog.publish(connection, publication))
+            if ending.alias is not None:
+                name, artifact = catalog.take_name(connection, ending.alias), ending.alias.artifact
+                _note(connection, job_id, f"{name} now means {artifact.name}")
             _close_run(connection, job_id, run, ending.state.value, ending.failure.message if ending.failure else None)
             reason = {"reason": ending.failure.message} if ending.failure else {}
             _tell_state(connection, job_id, ending.state, **reason)
@@ -199,13 +202,17 @@ def deaths(database: Database, job_id: str) -> int:
 
 
 def request_cancel(database: Database, id_or_alias: str) -> Job:
-    """Cancel a waiting job at once, ask a running one to stop, leave an ended one as it is; return what is true now."""
+    """Cancel a waiting job at once, ask a running one to stop, leave an ended one as it is; return what is true now.
+
+    Like a pause and a resume, it reaches the job's children as well.
+    """
     with database.write() as connection:
         job = _get(connection, id_or_alias)
-        if job.state in {JobState.QUEUED, JobState.PAUSED}:
-            _put(connection, job.id, JobState.CANCELLED, finished_at=clock.now(), cancel_requested=True)
-        elif job.state is JobState.RUNNING and not job.cancel_requested:
-            _note(connection, job.id, "cancel requested", cancel_requested=True)
+        for each in _family(connection, job):
+            if each.state in {JobState.QUEUED, JobState.PAUSED}:
+                _put(connection, each.id, JobState.CANCELLED, finished_at=clock.now(), cancel_requested=True)
+            elif each.state is JobState.RUNNING and not each.cancel_requested:
+                _note(connection, each.id, "cancel requested", cancel_requested=True)
         return _get(connection, job.id)
 
 
@@ -217,10 +224,11 @@ def request_pause(database: Database, id_or_alias: str) -> Job:
     """
     with database.write() as connection:
         job = _going(connection, id_or_alias, "paused")
-        if job.state is JobState.QUEUED:
-            _put(connection, job.id, JobState.PAUSED, pause_requested=True)
-        elif job.state is JobState.RUNNING and not job.pause_requested:
-            _note(connection, job.id, "pause requested", pause_requested=True)
+        for each in _family(connection, job):
+            if each.state is JobState.QUEUED:
+                _put(connection, each.id, JobState.PAUSED, pause_requested=True)
+            elif each.state is JobState.RUNNING and not (each.pause_requested or each.cancel_requested):
+                _note(connection, each.id, "pause requested", pause_requested=True)
         return _get(connection, job.id)
 
 
@@ -232,10 +240,11 @@ def resume(database: Database, id_or_alias: str) -> Job:
     """
     with database.write() as connection:
         job = _going(connection, id_or_alias, "resumed")
-        if job.state is JobState.PAUSED:
-            _put(connection, job.id, JobState.QUEUED, pause_requested=False, not_before=clock.now())
-        elif job.pause_requested:
-            _note(connection, job.id, "pause taken back", pause_requested=False)
+        for each in _family(connection, job):
+            if each.state is JobState.PAUSED:
+                _put(connection, each.id, JobState.QUEUED, pause_requested=False, not_before=clock.now())
+            elif each.state is JobState.RUNNING and each.pause_requested:
+                _note(connection, each.id, "pause taken back", pause_requested=False)
         return _get(connection, job.id)
 
 
@@ -243,6 +252,31 @@ def events_offset(database: Database, job_id: str) -> int:
     """How many bytes of the job's events.jsonl have been taken over."""
     with database.read() as connection:
         return int(connection.execute(select(jobs.c.events_offset).where(jobs.c.id == job_id)).scalar_one())
+
+
+def _insert(connection: Connection, new: NewJob, digest: str) -> str:
+    job_id = new.id or new_id()
+    connection.execute(
+        insert(jobs).values(
+            id=job_id, kind=new.kind, spec=new.spec, inputs=new.inputs, state=JobState.QUEUED.value,
+            priority=new.priority, needs=new.needs, runs=0, cancel_requested=False, pause_requested=False,
+            last_seq=0, events_offset=0, labels=new.labels,
+            idempotency_key=new.idempotency_key, request_digest=digest, not_before=clock.now(),
+            created_at=clock.now(),
+        )
+    )  # fmt: skip
+    for alias in new.aliases:
+        connection.execute(insert(job_aliases).values(alias=alias, job_id=job_id))
+    _tell_state(connection, job_id, JobState.QUEUED)
+    return job_id
+
+
+def _family(connection: Connection, job: Job) -> list[Job]:
+    """The job, and its children behind it."""
+    found = job.labels.get(CHILDREN)
+    ids = [str(each) for each in found] if isinstance(found, list) else []
+    rows = connection.execute(select(jobs).where(jobs.c.id.in_(ids))).mappings()
+    return [job, *sorted(map(_job, rows), key=lambda child: ids.index(child.id))]
 
 
 def _claims(database: Database, *states: JobState) -> list[Claim]:
