@@ -24,6 +24,7 @@ from tiny import tiny_llama
 WORDS = ("yes", "no", "so")
 ANSWERS = [(f"say {word} {n} times", f"{word} " * n) for word in WORDS for n in range(1, 8)]
 PAIRS = [(f"say {n}", "yes " * (1 + n % 3), "no " * (1 + n % 4)) for n in range(20)]
+GRPO = {"max_new_tokens": 6, "rewards": [{"name": "length", "length": 3}]}
 RLHF = {"max_new_tokens": 6, "reward_steps": 4, "reward_learning_rate": 1e-2}
 
 
@@ -62,7 +63,7 @@ def spec(strategy: str, **changes: Any) -> TrainSpec:
         "model": "tiny",
         "dataset": "rows" if strategy == "qlora" else "pairs",
         "strategy": strategy,
-        "params": RLHF if strategy == "rlhf" else {},
+        "params": {"rlhf": RLHF, "grpo": GRPO}.get(strategy, {}),
         "num_train_epochs": 2,
         "per_device_train_batch_size": 4,
         "learning_rate": 1e-2,
@@ -172,7 +173,13 @@ def test_pairs_whose_answers_are_cut_off_are_counted_or_refused(tmp_path: Path, 
 
 @pytest.mark.parametrize(
     ("strategy", "changes"),
-    [("qlora", {}), ("dpo", {}), ("dpo", {"dtype": "bf16", "gradient_accumulation_steps": 2}), ("rlhf", {})],
+    [
+        ("qlora", {}),
+        ("dpo", {}),
+        ("dpo", {"dtype": "bf16", "gradient_accumulation_steps": 2}),
+        ("rlhf", {}),
+        ("grpo", {"gradient_accumulation_steps": 2}),
+    ],
 )
 def test_a_run_that_was_cut_ends_with_the_same_weights(
     tmp_path: Path, inputs: dict[str, Any], strategy: str, changes: dict[str, Any]
