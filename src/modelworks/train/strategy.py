@@ -6,12 +6,12 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from modelworks.core.context import JobContext
 from modelworks.core.errors import Problem
 from modelworks.core.nouns import AnyArtifact, Dataset, JsonObject, Model
 from modelworks.core.registry import find_plugins
 from modelworks.core.spec import Spec
 from modelworks.data.record import Record
+from modelworks.train.shared import SharedJob
 from modelworks.train.spec import TrainSpec
 
 
@@ -38,7 +38,7 @@ class Setup(Settled):
     params: Params
     model: Model
     dataset: Dataset
-    job: JobContext
+    job: SharedJob
     device: Literal["cpu", "cuda"]
     # torch's, e.g. torch.bfloat16
     dtype: Any
