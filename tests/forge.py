@@ -53,7 +53,7 @@ def add_trained(services: Services, scratch: Path, name: str, labels: JsonObject
         as_adapter(folder, name, base),
         recipe=recipe,
         metrics={"train_loss": 0.234, "loss": 0.5, "perplexity": 1.65},
-        parents=(Parent("base", base.kind, base.id, base.name, base.digest),),
+        parents=(Parent.of("base", base),),
         job_id=job.id,
     )
     ending = queue.Ending(

@@ -108,7 +108,7 @@ def dataset_of(services: Services, training: str, validation: str | None) -> Dat
                 split_path(other, "train").replace(split_path(folder, "validation"))
             facts["validation_rows"] = held_out.train_rows
         roles = zip(("source", "validation"), sources, strict=False)
-        facts["parents"] = tuple(Parent(role, file.kind, file.id, file.name, file.digest) for role, file in roles)
+        facts["parents"] = tuple(Parent.of(role, file) for role, file in roles)
         recipe = {"source": sources[0].filename} | ALL_ROWS.model_dump(mode="json")
         with suppress(Conflict):  # another request was faster
             services.catalog.settle(folder, ArtifactKind.DATASET, name, facts, recipe)

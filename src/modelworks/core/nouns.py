@@ -41,6 +41,10 @@ class Parent:
     name: str
     digest: str
 
+    @classmethod
+    def of(cls, role: str, artifact: AnyArtifact) -> Parent:
+        return cls(role, artifact.kind, artifact.id, artifact.name, artifact.digest)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Artifact:
@@ -74,6 +78,8 @@ class Dataset(Artifact):
     duplicate_rows: int = 0
     empty_rows: int = 0
     bad_rows: int = 0
+    # what the import guessed, left out, or found worth a look
+    notes: tuple[str, ...] = ()
 
     @property
     def rows(self) -> int:

@@ -50,7 +50,7 @@ class Matrix(Protocol):
         """The whole change by one model, in the matrix's shape, float32."""
 
 
-class Cut(Spec):
+class RankCut(Spec):
     """How much to keep."""
 
     rank: PositiveInt | None = Field(None, description="at most so many directions a matrix")
@@ -66,7 +66,7 @@ class Cut(Spec):
         return max(1, min(reached, there, self.rank or there, len(squares)))
 
     @staticmethod
-    def problems(params: Cut, _count: int) -> Sequence[Problem]:
+    def problems(params: RankCut, _count: int) -> Sequence[Problem]:
         if params.rank is None and params.energy == 1:
             return [Problem("rank", "is missing, and so is energy", "e.g. rank: 16, or energy: 0.95, or both")]
         return []
@@ -84,7 +84,7 @@ def concatenate(parts: Sequence[Factors], weights: Sequence[float]) -> Factors:
     )
 
 
-def recompress(factors: Factors, cut: Cut) -> Factors:
+def recompress(factors: Factors, cut: RankCut) -> Factors:
     """The best approximation of a smaller rank (Eckart and Young 1936), without ever making the product.
 
     With left = Q1 R1 and right' = Q2 R2, the singular values of the product are those of the small R1 R2'.
@@ -100,7 +100,7 @@ def recompress(factors: Factors, cut: Cut) -> Factors:
     return _balanced(left_basis @ inner, values, outer @ right_basis.T, rank, error)
 
 
-def decompose(delta: Tensor, cut: Cut, name: str) -> Factors:
+def decompose(delta: Tensor, cut: RankCut, name: str) -> Factors:
     """The best approximation of a full matrix, found in a random sketch of it where that is cheaper.
 
     Args:

@@ -9,6 +9,7 @@ from pathlib import Path
 from modelworks.core.config import count_gpus
 from modelworks.core.errors import Invalid, Problem
 from modelworks.core.nouns import Adapter, Model
+from modelworks.core.patterns import compile_pattern
 from modelworks.merge.layers import layer_count
 from modelworks.merge.lora import Change, Saved, find_changes
 from modelworks.merge.tokenizer import POLICIES
@@ -240,16 +241,12 @@ def config_of(model: Model) -> dict[str, object]:
 
 def excluded(patterns: Sequence[str], tensors: Mapping[str, object], problems: list[Problem]) -> set[str]:
     """The names that a pattern matches from their start on."""
-    import re2
-
-    options = re2.Options()
-    options.log_errors = False
     found: set[str] = set()
     for pattern in patterns:
         try:
-            compiled = re2.compile(pattern, options)
-        except re2.error as error:
-            problems.append(Problem("exclude_param_names_regex", f"{pattern!r}: {error}"))
+            compiled = compile_pattern(pattern)
+        except ValueError as error:
+            problems.append(Problem("exclude_param_names_regex", str(error)))
             continue
         matched = {name for name in tensors if compiled.match(name)}
         # A head tied to the embedding is in no file, but may well be named.

@@ -18,9 +18,7 @@ from modelworks.weights.layout import inspect_model
 from modelworks.weights.loading import choose_device
 
 
-def run(
-    spec: MergeSpec, job: JobContext, chunk_elements: int = 0, finish: Callable[[Draft], Draft] = lambda draft: draft
-) -> JsonObject:
+def run(spec: MergeSpec, job: JobContext, finish: Callable[[Draft], Draft] = lambda draft: draft) -> JsonObject:
     """Merge and publish; `finish` has the last word on what is published, and may add files to its folder.
 
     Raises:
@@ -28,7 +26,7 @@ def run(
     """
     started = time.monotonic()
     plan = make_plan(spec, job.inputs)
-    pace = Pace(choose_device(spec.device), chunk_elements=chunk_elements, report=spec.report)
+    pace = Pace(choose_device(spec.device), report=spec.report)
     for warning in (*plan.warnings, *spot_check(plan, job, spec.strict)):
         job.log(warning, "warning")
     parents = parents_of(spec, plan)
@@ -67,4 +65,4 @@ def parents_of(spec: MergeSpec, plan: Plan) -> tuple[Parent, ...]:
             found.append(("expert", expert.model))
         if expert.adapter is not None:
             found.append(("expert", expert.adapter))
-    return tuple(Parent(role, item.kind, item.id, item.name, item.digest) for role, item in found)
+    return tuple(Parent.of(role, item) for role, item in found)

@@ -53,7 +53,7 @@ def run(spec: SearchSpec, job: JobContext) -> JsonObject:
         (draft.folder / BOARD).write_text(written + "\n", encoding="utf-8")
         (draft.folder / PICTURE).write_text(drawn, encoding="utf-8")
         judges = [job.inputs[name] for name in spec.datasets]
-        parents = tuple(Parent("evaluation", item.kind, item.id, item.name, item.digest) for item in judges)
+        parents = tuple(Parent.of("evaluation", item) for item in judges)
         metrics = {goal.label: value for goal in goals if (value := goal.of(best.measured)) is not None}
         return replace(
             draft,

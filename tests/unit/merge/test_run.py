@@ -23,9 +23,9 @@ def models(tmp_path: Path, count: int = 3, **config: Any) -> dict[str, Model]:
     return {name: as_model(tiny_llama(tmp_path / name, seed, **config), name) for seed, name in enumerate(names)}
 
 
-def merge(tmp_path: Path, inputs: Mapping[str, AnyArtifact], chunk: int = 1 << 20, **spec: Any) -> tuple[FakeJob, Any]:
+def merge(tmp_path: Path, inputs: Mapping[str, AnyArtifact], **spec: Any) -> tuple[FakeJob, Any]:
     job = FakeJob(tmp_path / "job", dict(inputs))
-    return job, run(MergeSpec.model_validate(spec), job, chunk)
+    return job, run(MergeSpec.model_validate(spec), job)
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
@@ -97,7 +97,7 @@ def test_an_adapter_of_the_embedding_is_folded_in_as_peft_does(tmp_path: Path) -
     expected = PeftModel.from_pretrained(network, folder).merge_and_unload().state_dict()
 
     inputs: dict[str, AnyArtifact] = {"base": base, "lora": as_adapter(folder, "lora", base)}
-    job, _ = merge(tmp_path, inputs, chunk=1000, base="base", models=["lora"])
+    job, _ = merge(tmp_path, inputs, base="base", models=["lora"])
 
     for name, values in weights(job.drafts[0].folder).items():
         torch.testing.assert_close(values, expected[name], rtol=0, atol=1e-6, msg=name)
@@ -171,7 +171,7 @@ def test_a_result_that_is_not_finite_names_the_tensor(tmp_path: Path) -> None:
     save_file(tensors, file)
 
     with pytest.raises(Invalid, match=r"embed_tokens\.weight: 1 values are NaN or infinite, the first at element 4133"):
-        merge(tmp_path, inputs, chunk=3, base="base", models=["expert-1"])
+        merge(tmp_path, inputs, base="base", models=["expert-1"])
 
 
 def test_progress_counts_every_byte_and_a_cancelled_merge_publishes_nothing(tmp_path: Path) -> None:

@@ -23,5 +23,5 @@ def prepare(look: TensorLook, params: OutlierParams, each: Sequence[OutlierParam
 
 
 BREADCRUMBS_TIES = Method(
-    "breadcrumbs_ties", OutlierParams, prepare=prepare, space="delta", reads=4, paper="arXiv:2312.06795",
+    "breadcrumbs_ties", OutlierParams, prepare=prepare, space="delta", reads=3, paper="arXiv:2312.06795",
 )  # fmt: skip

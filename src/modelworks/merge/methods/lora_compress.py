@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from modelworks.merge.factors import Cut, Factors, Matrix, concatenate, recompress
+from modelworks.merge.factors import Factors, Matrix, RankCut, concatenate, recompress
 from modelworks.merge.lora import AdapterParams
 from modelworks.merge.method import Method
 
 
-class LoraCompressParams(AdapterParams, Cut):
+class LoraCompressParams(AdapterParams, RankCut):
     """What to keep of the sum."""
 
 
@@ -19,5 +19,5 @@ def factor(matrix: Matrix, params: LoraCompressParams, each: Sequence[LoraCompre
 
 
 LORA_COMPRESS = Method(
-    "lora_compress", LoraCompressParams, factor=factor, space="delta", adapters_only=True, check=Cut.problems
+    "lora_compress", LoraCompressParams, factor=factor, space="delta", adapters_only=True, check=RankCut.problems
 )

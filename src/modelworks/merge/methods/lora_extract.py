@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from pydantic import Field
 
 from modelworks.core.errors import Problem
-from modelworks.merge.factors import Cut, Factors, Matrix, decompose
+from modelworks.core.patterns import compile_pattern
+from modelworks.merge.factors import Factors, Matrix, RankCut, decompose
 from modelworks.merge.layers import layer_of
 from modelworks.merge.method import Method, Params
 
@@ -15,7 +16,7 @@ from modelworks.merge.method import Method, Params
 _EMBEDDINGS = ("embed", "wte.", "wpe.")
 
 
-class LoraExtractParams(Cut, Params):
+class LoraExtractParams(RankCut, Params):
     include: tuple[str, ...] = Field(
         (), description="patterns (RE2), matched from the start, of the matrices to take; default: all in the layers"
     )
@@ -35,16 +36,12 @@ def covers(name: str, params: LoraExtractParams) -> bool:
 
 
 def check(params: LoraExtractParams, count: int) -> Sequence[Problem]:
-    import re2
-
-    options = re2.Options()
-    options.log_errors = False
-    found = list(Cut.problems(params, count))
+    found = list(RankCut.problems(params, count))
     for pattern in params.include:
         try:
-            re2.compile(pattern, options)
-        except re2.error as error:
-            found.append(Problem("include", f"{pattern!r}: {error}"))
+            compile_pattern(pattern)
+        except ValueError as error:
+            found.append(Problem("include", str(error)))
     return found
 
 

@@ -29,4 +29,4 @@ def prepare(look: TensorLook, params: TiesParams, each: Sequence[TiesParams]) ->
     return join(restore_l1(look, keep) if params.rescale else keep, params, each, elects=True)
 
 
-TIES = Method("ties", TiesParams, prepare=prepare, space="delta", reads=4, paper="arXiv:2306.01708")
+TIES = Method("ties", TiesParams, prepare=prepare, space="delta", reads=3, paper="arXiv:2306.01708")
