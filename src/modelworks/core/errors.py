@@ -88,10 +88,22 @@ class OutOfSpace(Unavailable):
     code = "out_of_space"
 
 
+class DiskFull(OutOfSpace):
+    """The disk became full under a run that can go on from where it is: its job is paused, not failed."""
+
+    code = "disk_full"
+
+
 class Unsupported(ModelworksError):
     """Right, but not by this build, this machine or this model."""
 
     code = "unsupported"
+
+
+class OutOfMemory(Unsupported):
+    """It takes more memory than there is."""
+
+    code = "out_of_memory"
 
 
 class UnsafeFormat(Invalid):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 import time
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
@@ -10,8 +11,13 @@ from typing import Any
 
 from modelworks.core.errors import Cancelled
 from modelworks.train import checkpoints
-from modelworks.train.strategy import Setup
+from modelworks.train.measuring import Measuring
+from modelworks.train.reporting import report_elsewhere
+from modelworks.train.samples import tell_samples
+from modelworks.train.strategy import Setup, Training
 from modelworks.train.trainer import Steady
+
+TRAINING = "training"
 
 
 class Reporter:
@@ -69,9 +75,11 @@ class Reporter:
         self.logged_at, self.tokens_logged, self.logged_step = now, self.trainer.real_tokens, state.global_step
         numbers = {key: float(logs[key]) for key in self.watched if logs.get(key) is not None}
         numbers |= {"epoch": round(float(state.epoch), 3), "step_time": round(step_time, 4)}
-        numbers["tokens_per_second"] = round(rate, 1)
+        numbers |= {"tokens_per_second": round(rate, 1), "memory_gb": round(peak_memory_gb(self.setup.device), 3)}
+        # For the other places that are told.
+        logs |= {key: numbers[key] for key in ("tokens_per_second", "memory_gb")}
         # What comes before the training proper must not be taken for it.
-        prefix = "" if self.stage == "training" else f"{self.stage}/".replace(" ", "_")
+        prefix = "" if self.stage == TRAINING else f"{self.stage}/".replace(" ", "_")
         with self._stopping(control):
             self.job.metric(state.global_step, **{f"{prefix}{key}": value for key, value in numbers.items()})
 
@@ -79,15 +87,15 @@ class Reporter:
         self.job.check()
 
     def on_save(self, args: Any, state: Any, _control: Any, **_: Any) -> None:
-        folder = Path(args.output_dir)
-        checkpoints.seal(folder / f"checkpoint-{state.global_step}", self.setup.fingerprint)
-        checkpoints.keep_newest(folder, self.setup.spec.save_total_limit)
-        self.logged_at = time.monotonic()
+        checkpoints.keep_newest(Path(args.output_dir), self.setup.spec.save_total_limit)
         self.job.check()
+        if self.stage == TRAINING:
+            tell_samples(self.setup, self.trainer.model, state.global_step)
+        self.logged_at = time.monotonic()
 
 
-def report(setup: Setup, trainer: Any, watched: Collection[str], stage: str = "training") -> None:
-    """Attach the callback to `trainer`, in place of those that print.
+def report(setup: Setup, trainer: Any, watched: Collection[str], stage: str = TRAINING) -> Reporter:
+    """Attach the callback to `trainer`, in place of those that print; return it.
 
     Args:
         watched: numbers in the trainer's logs that are told besides the loss.
@@ -99,4 +107,22 @@ def report(setup: Setup, trainer: Any, watched: Collection[str], stage: str = "t
 
     trainer.setup = setup
     trainer.remove_callback(PrinterCallback)
-    trainer.add_callback(Callback(setup, trainer, stage, watched))
+    reporter = Callback(setup, trainer, stage, watched)
+    trainer.add_callback(reporter)
+    return reporter
+
+
+def watch(setup: Setup, training: Training) -> Measuring:
+    """Attach everything that watches the training proper."""
+    reporter = report(setup, training.trainer, training.watched)
+    report_elsewhere(setup, training.trainer)
+    return Measuring(setup, training, reporter)
+
+
+def peak_memory_gb(device: str) -> float:
+    """The most memory that this process has held: of the GPU, or of the machine."""
+    import torch
+
+    if device == "cuda":
+        return torch.cuda.max_memory_reserved() / 1e9
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9

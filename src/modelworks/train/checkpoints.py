@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
 import re
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
-from modelworks.core.errors import Conflict
+from modelworks.core.errors import Conflict, DiskFull
 from modelworks.core.hashing import list_files
 from modelworks.core.nouns import JsonObject
 
@@ -46,6 +48,52 @@ def seal(checkpoint: Path, of: str) -> None:
     _sync(checkpoint.parent)
 
 
+def with_room(checkpoint: Path, write: Callable[[], None]) -> None:
+    """Let `write` make `checkpoint`; where the disk is full once more, without any but the newest of those before it.
+
+    Raises:
+        DiskFull: that was not enough.
+    """
+    try:
+        write()
+    except Exception as error:
+        if not is_full(error):
+            raise
+    else:
+        return
+    shutil.rmtree(checkpoint, ignore_errors=True)
+    keep_newest(checkpoint.parent, 1)
+    try:
+        write()
+    except Exception as error:
+        if not is_full(error):
+            raise
+        needed = max((_size(path) for path in (checkpoint, *_newest_first(checkpoint.parent))), default=0)
+        shutil.rmtree(checkpoint, ignore_errors=True)
+        raise DiskFull(told_full(checkpoint.parent, needed)) from error
+
+
+def is_full(error: BaseException) -> bool:
+    """Whether the operating system had no space left, in the words of any of the libraries that write."""
+    if isinstance(error, OSError) and error.errno in {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}:
+        return True
+    # safetensors, and torch's archives
+    return any(words in str(error) for words in ("No space left", "File too large", "PytorchStreamWriter failed"))
+
+
+def told_full(folder: Path, needed_bytes: int) -> str:
+    free = shutil.disk_usage(folder).free
+    return (
+        f"the disk is full: {needed_bytes:,} bytes needed, {free:,} free in {folder}; the job is paused at its last "
+        "checkpoint: free some space and resume it"
+    )
+
+
+def newest(folder: Path) -> Path | None:
+    """The newest sealed checkpoint, unread."""
+    return next((path for path in _newest_first(folder) if (path / MANIFEST).exists()), None)
+
+
 def keep_newest(folder: Path, limit: int) -> None:
     """Remove all but the newest `limit` checkpoints."""
     for checkpoint in _newest_first(folder)[limit:]:
@@ -80,6 +128,10 @@ def step_of(checkpoint: Path) -> int:
 def _newest_first(folder: Path) -> list[Path]:
     found = [path for path in folder.iterdir() if _FOLDER.fullmatch(path.name)] if folder.is_dir() else []
     return sorted(found, key=step_of, reverse=True)
+
+
+def _size(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
 def _verified_manifest(checkpoint: Path) -> JsonObject | None:

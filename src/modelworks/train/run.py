@@ -12,6 +12,7 @@ from modelworks.train import callbacks, checkpoints
 from modelworks.train.network import choose_provider
 from modelworks.train.plan import check, choose_strategy, chosen_inputs, settle
 from modelworks.train.publish import publish
+from modelworks.train.shared import SharedJob
 from modelworks.train.spec import TrainSpec
 from modelworks.train.strategy import Setup, Training
 from modelworks.train.trainer import train_or_resume
@@ -22,6 +23,10 @@ def run(spec: TrainSpec, job: JobContext) -> JsonObject:
     """Train and publish an adapter or a model; return its numbers."""
     check(spec, job.inputs)
     _check_libraries()
+    return _course(spec, SharedJob.of(job))
+
+
+def _course(spec: TrainSpec, job: SharedJob) -> JsonObject:
     quiet_libraries()
     prepare_cpu()
     setup = _decide(spec, job)
@@ -31,16 +36,16 @@ def run(spec: TrainSpec, job: JobContext) -> JsonObject:
     strategy, _ = choose_strategy(spec)
     training = strategy.build(setup)
     _tell(setup, training)
-    callbacks.report(setup, training.trainer, training.watched)
+    watching = callbacks.watch(setup, training)
     train_or_resume(job, training.trainer, checkpoint)
-    metrics = {**training.measure(), "train_loss": _recent_loss(training.trainer)}
+    metrics = {**watching.finish(), "train_loss": _recent_loss(training.trainer)}
     publish(setup, training.network, metrics, training.counts)
     steps = training.trainer.state.global_step
     used: JsonObject = {"steps": steps, "provider_used": setup.provider}
     return {"name": spec.published_name, **used, **training.counts, **metrics}
 
 
-def _decide(spec: TrainSpec, job: JobContext) -> Setup:
+def _decide(spec: TrainSpec, job: SharedJob) -> Setup:
     model, dataset = chosen_inputs(spec, job.inputs)
     _, params = choose_strategy(spec)
     device = choose_device(spec.device)

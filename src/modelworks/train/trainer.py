@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from modelworks.core.context import JobContext
-from modelworks.core.errors import Invalid
+from modelworks.core.errors import Cancelled, Invalid, OutOfMemory
 from modelworks.data.batches import order_by_length
 from modelworks.data.render import ChatTemplate, load_tokenizer
+from modelworks.train import checkpoints, microbatches
 from modelworks.train.checkpoints import step_of
+from modelworks.train.microbatches import Budget
 from modelworks.train.optimizer import make_optimizer
 from modelworks.train.strategy import Setup
 
@@ -50,9 +52,22 @@ class Steady:
     args: Any
     state: Any
     model: Any
+    accelerator: Any
     train_dataset: Any
     optimizer: Any
+    current_gradient_accumulation_steps: float
     real_tokens: int = 0
+    # Set by what reports on the training.
+    setup: Setup
+    budget: Budget
+    # Measures the held-out rows between two steps.
+    measuring: Callable[[], dict[str, float]]
+    # Whether a batch holds two rows of each unit, the second in its second half.
+    paired = False
+    # The batches of the step in progress, the number of the last whole one, and the random state between both.
+    kept: Sequence[Any] = ()
+    kept_at: int = -1
+    drawn: Any = None
 
     def _send_telemetry(self) -> None:
         pass
@@ -63,12 +78,71 @@ class Steady:
     def _get_train_sampler(self, _: object = None) -> LengthGrouped:
         return LengthGrouped(self.train_dataset["length"], self.args.per_device_train_batch_size, self.args.seed)
 
-    def training_step(self, model: Any, inputs: Any, *rest: Any, **named: Any) -> Tensor:
+    def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> Tensor:
+        if self.kept_at != self.state.global_step:
+            self.kept, self.kept_at, self.drawn = [], self.state.global_step, random_state()
+        self.kept = [*self.kept, inputs]
         self.real_tokens += self.count_tokens(inputs)
-        loss: Tensor = super().training_step(model, inputs, *rest, **named)  # type: ignore[misc] # the next base has it
+        loss = self._compute(model, inputs, num_items_in_batch)
+        while loss is None:
+            # From the step's beginning: what failed may have added half of its gradients.
+            model.zero_grad()
+            set_random_state(self.drawn)
+            for batch in self.kept:
+                loss = self._compute(model, batch, num_items_in_batch)
+                if loss is None:
+                    break
         if not math.isfinite(loss.item()):
             self._refuse("loss", loss.item())
         return loss
+
+    def _compute(self, model: Any, inputs: Any, num_items_in_batch: Any) -> Tensor | None:
+        """Add the gradients of a batch, piece by piece; None if memory ran out, after which less is tried."""
+        divisible = self.args.world_size == 1 and (self.paired or "lengths" in inputs)
+        pieces = microbatches.split(inputs, self.budget.tokens, paired=self.paired) if divisible else [(inputs, 1.0)]
+        total: Any = 0
+        batches = self.current_gradient_accumulation_steps
+        try:
+            for piece, share in pieces:
+                self.setup.job.check()
+                # What is no sum over the step is a mean over the rows of its batch, and over its batches.
+                self.current_gradient_accumulation_steps = batches / share
+                total = total + super().training_step(model, piece, num_items_in_batch)  # type: ignore[misc] # mixed in
+                self.budget.watch()
+        except (RuntimeError, MemoryError) as error:
+            if not microbatches.ran_out_of_memory(error):
+                raise
+            reason = str(error).splitlines()[0]
+        else:
+            return total  # type: ignore[no-any-return] # a tensor
+        finally:
+            self.current_gradient_accumulation_steps = batches
+        # Not while the error is handled: its traceback holds what the computation had taken.
+        microbatches.release()
+        self._take_less(max(microbatches.cost(piece) for piece, _ in pieces), divisible, reason)
+        return None
+
+    def _take_less(self, tokens: int, divisible: bool, reason: str) -> None:
+        """Halve what is computed at once; then keep no activations; then give up."""
+        step, least = (
+            self.state.global_step + 1,
+            max((max(batch.get("lengths", [0])) for batch in self.kept), default=0),
+        )
+        if divisible and min(tokens, self.budget.tokens) > max(least, 1) * (1 + self.paired):
+            self.budget.tokens = min(tokens, self.budget.tokens) // 2
+            how = f"micro-batch halved to {self.budget.tokens} tokens"
+        elif divisible and not self.budget.checkpointing and not self.args.gradient_checkpointing:
+            self.budget.checkpointing = True
+            enable_checkpointing(self.model)
+            how = "gradient_checkpointing turned on"
+        else:
+            raise OutOfMemory(
+                f"step {step} takes more memory than there is, one row at a time ({reason}); "
+                f"lower max_length (now {self.setup.max_length}) or per_device_train_batch_size, "
+                "set gradient_checkpointing, or take strategy qlora or a smaller model"
+            )
+        self.budget.save()
+        self.setup.job.log(f"out of memory at step {step}: {how}; the step is computed again", level="warning")
 
     def count_tokens(self, inputs: Any) -> int:
         """Count the tokens of a batch that are no padding."""
@@ -83,6 +157,9 @@ class Steady:
         # The rows are tokens already.
         return dataset
 
+    def _evaluate(self, *_: object, **__: object) -> dict[str, float]:
+        return self.measuring()
+
     def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
         norm = super()._get_grad_norm(model, grad_norm=grad_norm)  # type: ignore[misc] # the next base has it
         if not math.isfinite(float(norm)):
@@ -90,10 +167,32 @@ class Steady:
         return norm
 
     def _refuse(self, what: str, value: float) -> None:
+        lines = sorted(line for batch in self.kept if "lines" in batch for line in batch["lines"])
+        rows = f", in rows {', '.join(str(line) for line in lines)} of the data" if lines else ""
+        last = checkpoints.newest(Path(self.args.output_dir))
+        kept = f"the checkpoint of step {step_of(last)} is kept; " if last else ""
         raise NonFiniteLoss(
-            f"the {what} is {value} at step {self.state.global_step + 1}; "
-            f"lower learning_rate (now {self.args.learning_rate:g}) or choose dtype fp32"
+            f"the {what} is {value} at step {self.state.global_step + 1}{rows}; {kept}"
+            f"look at these rows, lower learning_rate (now {self.args.learning_rate:g}) or choose dtype fp32"
         )
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
+
+        def write() -> None:
+            super(Steady, self)._save_checkpoint(model, trial)  # type: ignore[misc] # the next base has it
+            self.accelerator.wait_for_everyone()
+            if self.args.should_save:
+                checkpoints.seal(folder, self.setup.fingerprint)
+
+        checkpoints.with_room(folder, write)
+
+    def keep_last_step(self) -> None:
+        """Write the checkpoint of the last whole step as if the one in progress had not begun."""
+        folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
+        if self.kept_at == self.state.global_step and not (folder / checkpoints.MANIFEST).exists():
+            set_random_state(self.drawn)
+            self._save_checkpoint(self.model, None)
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         # Weights alone: the tokenizer never changes, and the arguments would be a pickle.
@@ -111,11 +210,12 @@ class Steady:
         set_peft_model_state_dict(self.model, load_file(Path(resume_from_checkpoint) / "adapter_model.safetensors"))
 
     def restore_finished(self, checkpoint: Path) -> bool:
-        """Load `checkpoint` if it is that of the last step; the Trainer would add a step to it."""
+        """Load `checkpoint` if its training was at its end, or stopped early; the Trainer would add a step to it."""
         from transformers import TrainerState
 
         state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
-        if state.global_step < state.max_steps:
+        control = state.stateful_callbacks["TrainerControl"]["args"]
+        if state.global_step < state.max_steps and not control["should_training_stop"]:
             return False
         self._load_from_checkpoint(str(checkpoint))
         self.state = state
@@ -123,12 +223,48 @@ class Steady:
 
 
 def train_or_resume(job: JobContext, trainer: Any, checkpoint: Path | None) -> None:
-    if checkpoint is None:
-        trainer.train()
-        return
-    job.log(f"resuming from step {step_of(checkpoint)}")
-    if not trainer.restore_finished(checkpoint):
-        trainer.train(resume_from_checkpoint=str(checkpoint))
+    first = microbatches.UNLIMITED if trainer.paired else microbatches.FIRST_TOKENS[trainer.args.device.type]
+    budget = trainer.budget = Budget.read(job.checkpoints / "memory.json", first)
+    if budget.begin():
+        budget.tokens = max(1, min(budget.tokens, first) // 2)
+        budget.save()
+        job.log(f"the last run was ended for its memory; micro-batch halved to {budget.tokens} tokens", level="warning")
+    if budget.checkpointing:
+        enable_checkpointing(trainer.model)
+    # Generating asks the network once a token; what a PEFT model computes in training does not pass here.
+    network = trainer.model.get_base_model() if hasattr(trainer.model, "peft_config") else trainer.model
+    watched = network.register_forward_pre_hook(lambda *_: job.check())
+    try:
+        if checkpoint is None:
+            trainer.train()
+        else:
+            job.log(f"resuming from step {step_of(checkpoint)}")
+            if not trainer.restore_finished(checkpoint):
+                trainer.train(resume_from_checkpoint=str(checkpoint))
+    except Cancelled:
+        trainer.keep_last_step()
+        raise
+    finally:
+        watched.remove()
+        budget.end()
+
+
+def enable_checkpointing(network: Any) -> None:
+    network.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+
+
+def random_state() -> Any:
+    import torch
+
+    return torch.get_rng_state(), torch.cuda.get_rng_state_all() if torch.cuda.is_available() else None
+
+
+def set_random_state(state: Any) -> None:
+    import torch
+
+    torch.set_rng_state(state[0])
+    if state[1] is not None:
+        torch.cuda.set_rng_state_all(state[1])
 
 
 def trl_tokenizer(model_folder: Path, pad_id: int | None = None) -> Any:
