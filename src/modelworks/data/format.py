@@ -36,7 +36,7 @@ class Format:
 
     A column in `needs` may have several names, e.g. "article|document". `convert` returns None for a row with nothing
     to learn and raises BadRow for one it cannot read. Of the formats that fit a file the one with the highest rank is
-    taken.
+    taken; one below 0 only where it is asked for.
     """
 
     name: str
@@ -100,6 +100,8 @@ def turns_of(row: Row, column: str) -> tuple[Message, ...]:
             raise BadRow(column, f"is not JSON: {error}") from None
     if value is None or value == "":
         return ()
+    if isinstance(value, dict):  # a single one
+        value = [value]
     if not isinstance(value, list):
         raise BadRow(column, f"is {kind_of(value)}, not a list of messages")
     return tuple(_turn(turn, f"{column}[{index}]") for index, turn in enumerate(value))
@@ -142,7 +144,7 @@ def _turn(turn: object, where: str) -> Message:
         raise BadRow(where, f"has the unknown role {role!r}", "use system, user, assistant or tool")
     if turn.get("tool_calls"):
         raise BadRow(where, "calls tools, which cannot be learned from yet", "leave such rows out")
-    weight = turn.get("weight")
+    weight = turn.get("weight", turn.get("loss_weight"))
     if weight not in (None, 0, 1):
         raise BadRow(where, f"has the weight {weight!r}", "an answer is learned (1) or only read (0)")
     return Message(known, _content(content, where), known != "assistant" or weight != 0)
@@ -154,8 +156,15 @@ def _content(content: object, where: str) -> str:
     if isinstance(content, str):
         return content
     if isinstance(content, list):  # parts, as the OpenAI API writes them
-        texts = [part.get("text") for part in content if isinstance(part, dict) and part.get("type") == "text"]
+        texts = [_part(part) for part in content if isinstance(part, dict)]
         if len(texts) == len(content) and all(isinstance(text, str) for text in texts):
             return "".join(str(text) for text in texts)
         raise BadRow(where, "has parts that are not text", "only text can be learned")
     raise BadRow(where, f"has content that is {kind_of(content)}, not text", "write it as a string")
+
+
+def _part(part: Row) -> object:
+    text = part.get("text", part.get("value"))
+    if part.get("type") in {"reasoning", "thinking"}:
+        return f"<think>\n{part.get('thinking', text)}\n</think>\n\n"
+    return text if part.get("type") == "text" else None

@@ -1,69 +1,132 @@
-"""Rows out of a file, one at a time: JSON Lines, JSON, CSV, TSV and Parquet, whatever the size."""
+"""Rows out of a file or a folder, one at a time: JSON, CSV, TSV, Parquet, Arrow and text, whatever the size."""
 
 from __future__ import annotations
 
-import codecs
 import csv
 import json
-from collections.abc import Iterator
-from dataclasses import dataclass
-from itertools import chain
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from itertools import chain, islice
 from pathlib import Path
 
 import orjson
 
 from modelworks.core.errors import Invalid, NotFound, TooLarge
+from modelworks.data.decoding import MAX_ROW_CHARACTERS, TextFile, head_of, open_text
+from modelworks.data.folder import files_in, suffix_of
+from modelworks.data.record import Split
 
-MAX_ROW_CHARACTERS = 16 * 1024 * 1024
-_CHUNK_BYTES = 1024 * 1024
-_KINDS = "JSON Lines, JSON, CSV, TSV and Parquet can be read"
-_UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE, codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE)
+_KINDS = "JSON Lines, JSON, CSV, TSV, Parquet, Arrow and text can be read, the text files also packed as .gz"
+# One object around the rows, as SQuAD and others have it.
+_WRAPPED = re.compile(r'\s*\{\s*(?:"version"\s*:\s*"[^"]*"\s*,\s*)?"(?:data|rows|examples)"\s*:\s*\[(?=\s*\{)')
+_UNWRAPPED = re.compile(r'(\s*"[^"]*"\s*:\s*[^\[\]{}]*)?\}\s*')
 
 
 @dataclass(frozen=True, slots=True)
 class RawRow:
-    """What stands at `where` ("line 12"), or `problem`: why it cannot be read."""
+    """What stands at `where` ("line 12"), or `problem`: why it cannot be read. The side is that of a named file."""
 
     where: str
     value: object
     problem: str = ""
+    side: Split | None = None
 
 
-def read_rows(source: Path) -> Iterator[RawRow]:
-    """Yield the rows of a file, choosing the reader by its suffix and its first bytes.
+def read_rows(source: Path, notes: list[str] | None = None) -> Iterator[RawRow]:
+    """Yield the rows of a file, choosing the reader by its suffix and its first bytes; of a folder, those of its files.
+
+    What was guessed or left out is added to `notes`.
 
     Raises:
         NotFound: there is no such file.
         Invalid: the file as a whole cannot be read: its kind, its encoding, or JSON that breaks off.
     """
+    notes = [] if notes is None else notes
+    if source.is_dir():
+        return _read_folder(source, notes)
     if not source.is_file():
         raise NotFound(f"there is no file {source}")
-    suffix = source.suffix.lower()
-    with source.open("rb") as file:
-        head = file.read(4096)
+    return (inner for row in _read_file(source, notes) for inner in _unnested(row))
+
+
+def _read_folder(folder: Path, notes: list[str]) -> Iterator[RawRow]:
+    for path, side in files_in(folder, notes):
+        for row in read_rows(path, notes):
+            yield replace(row, where=f"{path.relative_to(folder)}, {row.where}", side=side)
+
+
+def _read_file(source: Path, notes: list[str]) -> Iterator[RawRow]:
+    suffix, head = suffix_of(source), head_of(source)
     if head.startswith(b"PAR1"):
         return _read_parquet(source)
-    if head.startswith((b"\x1f\x8b", b"PK\x03\x04")):
+    if suffix == ".arrow":
+        return _read_arrow(source)
+    if head.startswith((b"PK\x03\x04", b"\xfd7zXZ", b"BZh", b"\x28\xb5\x2f\xfd")):
         raise Invalid(f"{source} is compressed; unpack it first ({_KINDS})")
-    if head.startswith(_UTF16):
-        raise Invalid(f"{source} is not UTF-8 (UTF-16 mark at byte 0); save it as UTF-8")
+    file = open_text(source, notes)
     if suffix in {".csv", ".tsv"}:
-        return _read_table(source, "\t" if suffix == ".tsv" else None)
-    start = head.removeprefix(codecs.BOM_UTF8).lstrip()
+        return _read_table(file, "\t" if suffix == ".tsv" else None)
+    start = next(file.chunks(), "").lstrip()
     by_line = suffix in {".jsonl", ".ndjson"}
-    if not start and (by_line or suffix == ".json"):
+    if not start and (by_line or suffix in {".json", ".txt"}):
         return iter(())
-    if start.startswith(b"[") and not by_line:
-        return _read_json(source)
-    if start.startswith(b"{") and _is_pretty_printed(source):
-        return _read_json(source)
-    if by_line or start.startswith(b"{"):
-        return _read_json_lines(source)
-    raise Invalid(f"{source} is of no known kind; {_KINDS}: name it .jsonl, .json, .csv, .tsv or .parquet")
+    if suffix == ".txt" and not (
+        re.match(r"\[\s*\{", start) or (start.startswith("{") and not _is_pretty_printed(file))
+    ):
+        return _read_text(file)
+    if not by_line and start.startswith(("[", "{")):
+        if start.startswith("[") or _WRAPPED.match(start) or _is_pretty_printed(file):
+            return _uncolumned(_read_json(file))
+        return _uncolumned(_read_json_lines(file))
+    if by_line or start.startswith("{"):
+        return _read_json(file) if start.startswith("{") and _is_pretty_printed(file) else _read_json_lines(file)
+    raise Invalid(f"{source} is of no known kind; {_KINDS}: name it .jsonl, .json, .csv, .tsv, .parquet or .txt")
 
 
-def _is_pretty_printed(source: Path) -> bool:
-    first = next((line for line in _lines(source) if line.strip()), "")
+def _unnested(row: RawRow) -> Iterator[RawRow]:
+    """SQuAD nests: an article has paragraphs, each with a context and questions on it."""
+    if not isinstance(row.value, dict) or not isinstance(paragraphs := row.value.get("paragraphs"), list):
+        yield row
+        return
+    for paragraph in paragraphs:
+        asked = paragraph.get("qas") if isinstance(paragraph, dict) else None
+        if not isinstance(asked, list) or not all(isinstance(each, dict) for each in asked):
+            yield replace(row, value=None, problem="has a paragraph without a list of questions (qas)")
+            continue
+        for each in asked:
+            yield replace(row, value={**each, "context": paragraph.get("context")})
+
+
+def _uncolumned(rows: Iterator[RawRow]) -> Iterator[RawRow]:
+    """A file of a single object may be a table by columns: {"text": ["a", "b"]}, or {"text": {"0": "a", "1": "b"}}."""
+    first = list(islice(rows, 2))
+    columns = _columns(first[0].value) if len(first) == 1 else None
+    if columns is None:
+        yield from chain(first, rows)
+        return
+    for number, cells in enumerate(zip(*columns.values(), strict=True), start=1):
+        yield RawRow(f"row {number}", dict(zip(columns, cells, strict=True)))
+
+
+def _columns(value: object) -> Mapping[str, list[object]] | None:
+    if not isinstance(value, dict) or not value:
+        return None
+    columns = {
+        name: list(cells.values()) if isinstance(cells, dict) and all(key.isdigit() for key in cells) else cells
+        for name, cells in value.items()
+    }
+    if not all(isinstance(cells, list) and cells for cells in columns.values()):
+        return None
+    if len({len(cells) for cells in columns.values()}) > 1:
+        return None
+    # A row may consist of lists as well, but of messages: {"prompt": [{...}], "completion": [{...}]}.
+    is_row = all(isinstance(cell, dict) for cells in columns.values() for cell in cells)
+    return None if is_row else columns
+
+
+def _is_pretty_printed(file: TextFile) -> bool:
+    first = next((line for line in file.lines() if line.strip()), "")
     if first.rstrip().endswith("}"):
         return False
     try:
@@ -73,8 +136,8 @@ def _is_pretty_printed(source: Path) -> bool:
     return False
 
 
-def _read_json_lines(source: Path) -> Iterator[RawRow]:
-    for number, line in enumerate(_lines(source), start=1):
+def _read_json_lines(file: TextFile) -> Iterator[RawRow]:
+    for number, line in enumerate(file.lines(), start=1):
         if not line or line.isspace():
             continue
         try:
@@ -83,18 +146,25 @@ def _read_json_lines(source: Path) -> Iterator[RawRow]:
             yield RawRow(f"line {number}", None, f"is not JSON: {error.msg} (column {error.colno})")
 
 
-def _read_json(source: Path) -> Iterator[RawRow]:
-    """Read an array, or objects one after the other, decoding value by value."""
+def _read_json(file: TextFile) -> Iterator[RawRow]:
+    """Read an array, also one that an object wraps, or objects one after the other, decoding value by value."""
+    source = file.path
     decoder = json.JSONDecoder()
-    chunks = _chunks(source)
-    buffer, position, line = "", 0, 1
+    chunks = file.chunks()
+    buffer, position, line = next(chunks, ""), 0, 1
     is_array: bool | None = None
     is_closed = False
+    wrapped = _WRAPPED.match(buffer)
+    if wrapped:
+        is_array, position = True, wrapped.end()
+        line += wrapped.group().count("\n")
     while True:
         at = _skip(buffer, position, " \t\r\n," if is_array is not None else " \t\r\n")
         line += buffer.count("\n", position, at)
         position = at
         if position < len(buffer):
+            if is_closed and wrapped and _UNWRAPPED.fullmatch(buffer[position:] + next(chunks, "")):
+                return
             if is_closed:
                 raise Invalid(f"{source}, line {line}: there is more after the array's end")
             if is_array is None:
@@ -115,7 +185,9 @@ def _read_json(source: Path) -> Iterator[RawRow]:
         # The value may go on: read at least as much again, so that a long row costs no more than twice its length.
         rest = buffer[position:]
         if len(rest) > MAX_ROW_CHARACTERS:
-            raise TooLarge(f"{source}, line {line}: a row is longer than {MAX_ROW_CHARACTERS} characters")
+            raise TooLarge(
+                f"{source}, line {line}: a row is longer than {MAX_ROW_CHARACTERS} characters; write JSON Lines"
+            )
         more = next(chunks, "")
         while more and len(more) < len(rest) and (chunk := next(chunks, "")):
             more += chunk
@@ -147,8 +219,9 @@ def _decode(decoder: json.JSONDecoder, text: str, position: int) -> tuple[object
     return value, end, None
 
 
-def _read_table(source: Path, delimiter: str | None) -> Iterator[RawRow]:
-    lines = (line + "\n" for line in _lines(source))
+def _read_table(file: TextFile, delimiter: str | None) -> Iterator[RawRow]:
+    source = file.path
+    lines = (line + "\n" for line in file.lines())
     first = next(lines, "")
     if not first:
         return
@@ -186,33 +259,34 @@ def _read_parquet(source: Path) -> Iterator[RawRow]:
         raise Invalid(f"{source} is not a whole Parquet file: after row {number}: {error}") from None
 
 
-def _lines(source: Path) -> Iterator[str]:
-    rest = ""
-    for chunk in _chunks(source):
-        *whole, rest = (rest + chunk).split("\n")
-        yield from whole
-        if len(rest) > MAX_ROW_CHARACTERS:
-            raise TooLarge(f"{source}: a line is longer than {MAX_ROW_CHARACTERS} characters")
-    if rest:
-        yield rest
+def _read_arrow(source: Path) -> Iterator[RawRow]:
+    """Read what the `datasets` library writes with save_to_disk."""
+    import pyarrow
+
+    number = 0
+    try:
+        with pyarrow.memory_map(str(source)) as file, pyarrow.ipc.open_stream(file) as stream:
+            for batch in stream:
+                for value in batch.to_pylist():
+                    number += 1
+                    yield RawRow(f"row {number}", value)
+    except (pyarrow.ArrowException, OSError, ValueError, OverflowError) as error:
+        raise Invalid(f"{source} is not a whole Arrow stream: after row {number}: {error}") from None
 
 
-def _chunks(source: Path) -> Iterator[str]:
-    decoder = codecs.getincrementaldecoder("utf-8-sig")()
-    offset = 0
-    with source.open("rb") as file:
-        while True:
-            block = file.read(_CHUNK_BYTES)
-            try:
-                text = decoder.decode(block, final=not block)
-            except UnicodeDecodeError as error:
-                # the decoder may have kept the first bytes of a character from the block before
-                at = offset + len(block) - len(error.object) + error.start
-                raise Invalid(
-                    f"{source} is not UTF-8: byte {at} is {error.object[error.start]:#04x}; save it as UTF-8"
-                ) from None
-            offset += len(block)
-            if text:
-                yield text
-            if not block:
-                return
+def _read_text(file: TextFile) -> Iterator[RawRow]:
+    """A row a paragraph where blank lines set them apart, else a row a line."""
+    first = "\n".join(line.strip() for line in islice(file.lines(), 1000)).strip()
+    by_line = "\n\n" not in first
+    paragraph: list[str] = []
+    length = 0
+    for number, line in enumerate(chain(file.lines(), [""]), start=1):
+        text = line.rstrip("\r")
+        if text.strip():
+            paragraph.append(text)
+            length += len(text) + 1
+        if length > MAX_ROW_CHARACTERS:
+            raise TooLarge(f"{file.path}, line {number}: a paragraph is longer than {MAX_ROW_CHARACTERS} characters")
+        if paragraph and (by_line or not text.strip()):
+            yield RawRow(f"line {number - len(paragraph) + by_line}", {"text": "\n".join(paragraph)})
+            paragraph, length = [], 0

@@ -10,7 +10,7 @@ from modelworks.core.spec import Spec
 
 
 class ImportSpec(Spec):
-    """Bring a file of rows into the workspace as a dataset."""
+    """Bring a file or a folder of rows into the workspace as a dataset."""
 
     name: str | None = Field(None, description="name of the dataset; by default that of the file")
     format: str = Field("auto", description="auto: found by the names of the columns; or the name of a format")
@@ -22,4 +22,5 @@ class ImportSpec(Spec):
     on_bad_rows: Literal["fail", "skip"] = Field(
         "fail", description="fail: refuse the file if more than 5 % of its rows are bad; skip: take what can be read"
     )
+    drop_duplicates: bool = Field(False, description="leave out rows that repeat an earlier one; else they are counted")
     replace: bool = Field(False, description="move the name from an older dataset to this one")

@@ -36,10 +36,15 @@ def _answer(row: Row) -> str:
     if not isinstance(value, list):
         return text_of(row, column)
     for answer in value:
-        if not isinstance(answer, str):
+        if not isinstance(_text(answer), str):
             raise BadRow(column, f"holds {kind_of(answer)}, not only texts", "write every answer as a string")
     # No answer at all, as SQuAD has it for questions that its context does not answer: nothing to learn.
-    return next((answer for answer in value if answer.strip()), "")
+    return next((text for answer in value if (text := str(_text(answer))).strip()), "")
+
+
+def _text(answer: object) -> object:
+    """An answer is a text, or an object with one."""
+    return answer.get("text") if isinstance(answer, dict) else answer
 
 
 QUESTION_ANSWERING = Format("question_answering", ("question", "answer|answers"), ("context",), convert, rank=2)
