@@ -79,6 +79,20 @@ def preferences(folder: Path, train: Sequence[tuple[str, str, str]], validation:
     )
 
 
+def texts(folder: Path, train: Sequence[str], validation: int = 0) -> Dataset:
+    """Rows of plain text; the first `validation` ones are held out as well."""
+    folder.mkdir(parents=True)
+    for split, rows in (("train", train), ("validation", train[:validation])):
+        (folder / f"{split}.jsonl").write_text("".join(f"{json.dumps({'text': row})}\n" for row in rows))
+    return Dataset(
+        **_published(folder, folder.name),
+        format="text",
+        columns=("text",),
+        train_rows=len(train),
+        validation_rows=validation,
+    )
+
+
 def _turn(role: str, content: str) -> dict[str, str]:
     return {"role": role, "content": content}
 

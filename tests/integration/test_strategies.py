@@ -18,7 +18,7 @@ from modelworks.train.run import run
 from modelworks.train.spec import TrainSpec
 from modelworks.weights.loading import load_network
 from modelworks.weights.scoring import answer_loss
-from shelf import conversations, model_at, preferences
+from shelf import conversations, model_at, preferences, texts
 from tiny import tiny_llama
 
 WORDS = ("yes", "no", "so")
@@ -37,6 +37,7 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         "judge": model_at(tiny_judge(folder / "judge"), "judge"),
         "rows": conversations(folder / "rows", ANSWERS, ANSWERS[:4]),
         "pairs": preferences(folder / "pairs", PAIRS, validation=4),
+        "book": texts(folder / "book", ["one two three " * 9, "four five " * 7], validation=1),
     }
 
 
@@ -61,7 +62,7 @@ def tiny_judge(folder: Path) -> Path:
 def spec(strategy: str, **changes: Any) -> TrainSpec:
     settings: dict[str, Any] = {
         "model": "tiny",
-        "dataset": "rows" if strategy == "qlora" else "pairs",
+        "dataset": {"qlora": "rows", "pretrain": "book"}.get(strategy, "pairs"),
         "strategy": strategy,
         "params": {"rlhf": RLHF, "grpo": GRPO}.get(strategy, {}),
         "num_train_epochs": 2,
@@ -179,6 +180,7 @@ def test_pairs_whose_answers_are_cut_off_are_counted_or_refused(tmp_path: Path, 
         ("dpo", {"dtype": "bf16", "gradient_accumulation_steps": 2}),
         ("rlhf", {}),
         ("grpo", {"gradient_accumulation_steps": 2}),
+        ("pretrain", {"max_length": 16}),
     ],
 )
 def test_a_run_that_was_cut_ends_with_the_same_weights(
@@ -240,6 +242,31 @@ def test_rlhf_trains_a_reward_model_and_then_follows_it(tmp_path: Path, inputs: 
     assert set(tries[0]) >= {"reward", "reward_std", "kl", "learning_rate", "grad_norm", "tokens_per_second"}
     assert isinstance(result["reward"], float)
     assert not any("score" in name for name in weights(job))
+
+
+def test_grpo_learns_what_is_rewarded(tmp_path: Path, inputs: dict[str, Any]) -> None:
+    job = FakeJob(tmp_path, inputs=inputs)
+    params = {"rewards": {"name": "regex", "pattern": "^[a-z]"}, "num_generations": 8, "max_new_tokens": 4}
+
+    result = run(
+        spec("grpo", model="sharp", params=params, per_device_train_batch_size=32, max_steps=20, learning_rate=3e-2),
+        job,
+    )
+
+    tries = [line["reward"] for line in job.metrics]
+    assert sum(tries[-4:]) > sum(tries[:4]) + 1
+    assert set(job.metrics[0]) >= {"reward_std", "frac_reward_zero_std", "completions/mean_length"}
+    assert isinstance(result["reward"], float)
+
+
+def test_pretraining_makes_text_likelier(tmp_path: Path, inputs: dict[str, Any]) -> None:
+    job = FakeJob(tmp_path, inputs=inputs)
+
+    result = run(spec("pretrain", max_length=32, max_steps=30), job)
+
+    # 14 * 9 + 1 + 10 * 7 + 1 bytes are six blocks of 32 and one of 6.
+    assert (result["train_rows"], result["train_tokens"]) == (7, 198)
+    assert float(str(result["perplexity"])) < 0.5 * math.exp(job.metrics[0]["loss"])
 
 
 def test_rlhf_follows_a_finished_reward_model(tmp_path: Path, inputs: dict[str, Any]) -> None:

@@ -148,11 +148,12 @@ def _row_problems(spec: TrainSpec, strategy: Strategy, dataset: Dataset) -> Iter
     found = known.get(dataset.format)
     if found is not None and found.makes not in strategy.learns:
         needed = " or ".join(_ROWS[kind] for kind in strategy.learns)
+        fitting = [each.name for each in strategies().values() if found.makes in each.learns]
         giving = ", ".join(sorted(each.name for each in known.values() if each.makes in strategy.learns))
         yield Problem(
             "dataset",
             f"{spec.dataset} holds {_ROWS[found.makes]} (format {found.name}); {strategy.name} learns from {needed}",
-            f"import rows of one of the formats {giving}, or choose another strategy",
+            f"import rows of one of the formats {giving}, or choose the strategy {' or '.join(fitting)}",
         )
 
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import Field
 
 from modelworks.core.errors import Invalid
 from modelworks.data.batches import Encoded, encode_split, in_batches, pad_right
+from modelworks.data.record import Split
 from modelworks.data.render import Example
 from modelworks.train.network import build_network
 from modelworks.train.strategy import Params, Setup, Training
@@ -28,10 +30,15 @@ class AllLabelsMasked(Invalid):
     code = "all_labels_masked"
 
 
-def build_supervised(setup: Setup, quantization: Quantization | None = None) -> Training:
-    """Tokenise, load, and put TRL's SFTTrainer around both."""
-    learned = _encode(setup, "train")
-    held_out = _encode(setup, "validation")
+def build_supervised(
+    setup: Setup,
+    quantization: Quantization | None = None,
+    encode: Callable[[Path, Path, Split, int], Encoded] = encode_split,
+) -> Training:
+    """Tokenise with `encode`, load, and put TRL's SFTTrainer around both."""
+    learned, held_out = (
+        encode(setup.model.path, setup.dataset.path, split, setup.max_length) for split in ("train", "validation")
+    )
     if not learned.examples:
         raise AllLabelsMasked(f"max_length {setup.max_length} cuts every answer off all {learned.rows} rows; raise it")
     network = build_network(setup, quantization)
@@ -50,10 +57,6 @@ def build_supervised(setup: Setup, quantization: Quantization | None = None) -> 
     return Training(trainer=trainer, network=network, counts={**counts}, measure=measure)
 
 
-def _encode(setup: Setup, split: Literal["train", "validation"]) -> Encoded:
-    return encode_split(setup.model.path, setup.dataset.path, split, setup.max_length)
-
-
 def _make_trainer(setup: Setup, network: Any, learned: Encoded) -> Any:
     from datasets import Dataset
     from trl import SFTConfig, SFTTrainer
@@ -69,9 +72,12 @@ def _make_trainer(setup: Setup, network: Any, learned: Encoded) -> Any:
         ) -> Any:
             total, count = answer_loss(model, inputs["input_ids"], inputs["labels"])
             # Over all answer tokens of the step, so that accumulated micro-batches weigh as one batch.
-            return total / (count if num_items_in_batch is None else num_items_in_batch)
+            if num_items_in_batch is None:
+                return total / count
+            # Those are of all processes together, over which the gradients become a mean.
+            return total * self.accelerator.num_processes / num_items_in_batch
 
-    everything = SupervisedParams.model_validate(setup.params).loss_on == "all"
+    everything = getattr(setup.params, "loss_on", "answers") == "all"
     rows = Dataset.from_dict(
         {
             "input_ids": [example.input_ids for example in learned.examples],

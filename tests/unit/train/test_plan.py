@@ -76,7 +76,7 @@ def inputs(tmp_path: Path) -> dict[str, AnyArtifact]:
         ({"strategy": "rlhf", "params": {"reward_model": "tiny"}}, "tiny gives no rating"),
         (
             {"strategy": "rlhf", "dataset": "pairs", "params": {"num_generations": 3}},
-            "3 answers a prompt do not divide the 4 of a step",
+            "3 answers a prompt do not divide the 8 of a step",
         ),
         ({"strategy": "rlhf", "dataset": "pairs", "params": {"max_new_tokens": 64}}, "64 leaves no room for a prompt"),
     ],
