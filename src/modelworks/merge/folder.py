@@ -18,15 +18,12 @@ from modelworks.merge.findings import Findings
 from modelworks.merge.layers import restacked
 from modelworks.merge.pieces import Watch
 from modelworks.merge.plan import Plan
-from modelworks.merge.report import REPORT, write_report
+from modelworks.merge.report import write_report
 from modelworks.merge.tokenizer_files import write_tokenizer
-from modelworks.weights.reader import INDEX
+from modelworks.weights.companions import copy_companions
 from modelworks.weights.safety import read_object
 from modelworks.weights.writer import CheckpointWriter
 
-_COPIED = frozenset({".json", ".jinja", ".model", ".txt"})
-# They are made anew, or tell how the frame itself was made.
-_NOT_COPIED = frozenset({"config.json", INDEX, REPORT, "search.json"})
 JOURNAL = ".journal"
 # How much may have to be merged again after a power cut, at the pace of a merge; syncing costs some of it.
 SECONDS_BETWEEN_SYNCS = 10.0
@@ -130,10 +127,7 @@ def _digest_of(plan: Plan, recipe: JsonObject) -> str:
 def _copy_companions(plan: Plan, folder: Path) -> None:
     """Tokenizer, chat template, generation settings and config come from the frame."""
     source = plan.frame.path
-    for path in sorted(source.iterdir()):
-        wanted = path.suffix in _COPIED or path.name.upper().startswith(("LICENSE", "NOTICE"))
-        if path.is_file() and wanted and path.name not in _NOT_COPIED:
-            shutil.copyfile(path, folder / path.name)
+    copy_companions(source, folder)
     config = read_object(source / "config.json")
     if plan.dtype is not None:
         # transformers 5 reads the first, 4 the second

@@ -1,39 +1,64 @@
-"""What a training leaves behind: an adapter or a model, with a card that says how it came to be."""
+"""What a training leaves behind: an adapter or a model, with a card; where asked, the whole model and a GGUF file."""
 
 from __future__ import annotations
 
-import shutil
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from modelworks.core.nouns import AnyArtifact, ArtifactKind, Draft, JsonObject, Parent
+from modelworks.core.hashing import digest_of, list_files
+from modelworks.core.ids import new_id
+from modelworks.core.nouns import ArtifactKind, Draft, JsonObject, Parent
+from modelworks.train.card import write_card
 from modelworks.train.strategy import Setup
-
-_WEIGHTS = (".safetensors", ".safetensors.index.json")
+from modelworks.weights.companions import copy_companions
+from modelworks.weights.export import file_draft, file_name
+from modelworks.weights.folding import fold
+from modelworks.weights.gguf_export import write_gguf
+from modelworks.weights.layout import inspect_model
 
 
 def publish(setup: Setup, network: Any, metrics: dict[str, float], counts: JsonObject) -> None:
-    """Write the trained weights to a staged folder and hand it to the job."""
-    spec = setup.spec
-    folder = setup.job.stage("output")
-    is_adapter = spec.tuning == "lora"
-    facts = _write_adapter(setup, network, folder) if is_adapter else _write_model(setup, network, folder)
-    (folder / "README.md").write_text(_card(setup, metrics, counts), encoding="utf-8")
+    """Write the trained weights to staged folders and hand them to the job: all appear when it succeeds."""
+    spec, name = setup.spec, setup.spec.published_name
     recipe = {**spec.model_dump(mode="json"), "learning_rate": setup.learning_rate}
     recipe |= {"kind": "train", "provider": setup.provider}
-    judges = (_parent("judge", setup.job.inputs[name]) for name in spec.models[1:])
-    setup.job.publish(
-        Draft(
-            kind=ArtifactKind.ADAPTER if is_adapter else ArtifactKind.MODEL,
-            name=spec.published_name,
-            folder=folder,
-            facts=facts,
-            parents=(_parent("base", setup.model), _parent("data", setup.dataset), *judges),
-            recipe=recipe,
-            metrics=metrics,
-            replace=spec.replace,
-        )
-    )
+    judges = (Parent.of("judge", setup.job.inputs[judge]) for judge in spec.models[1:])
+    parents = (Parent.of("base", setup.model), Parent.of("data", setup.dataset), *judges)
+
+    def hand_over(kind: ArtifactKind, folder: Path, name: str, facts: JsonObject, *more: Parent) -> None:
+        made_from = (*parents, *more)
+        write_card(folder, name, setup, made_from, metrics, counts)
+        setup.job.publish(
+            Draft(
+                kind=kind, name=name, folder=folder, facts=facts, parents=made_from, recipe=recipe, metrics=metrics,
+                replace=spec.replace,
+            )
+        )  # fmt: skip
+
+    whole = folder = setup.job.stage("output")
+    if not hasattr(network, "peft_config"):
+        _write_model(setup, network, folder)
+        hand_over(ArtifactKind.MODEL, folder, name, asdict(inspect_model(folder)))
+    else:
+        # Known beforehand, so that the merged model can name it as a parent.
+        own: JsonObject = {"id": new_id()} if spec.merge else {}
+        hand_over(ArtifactKind.ADAPTER, folder, name, _write_adapter(setup, network, folder) | own)
+        if spec.merge or spec.export_gguf:
+            setup.job.progress(0, 1, "models", stage="merging")
+            whole = setup.job.stage("merged")
+            fold(setup.model.path, folder, whole)
+        if spec.merge:
+            adapter = Parent("adapter", ArtifactKind.ADAPTER, str(own["id"]), name, digest_of(list_files(folder)))
+            hand_over(ArtifactKind.MODEL, whole, spec.merged_name, asdict(inspect_model(whole)), adapter)
+    if spec.export_gguf:
+        place = setup.job.stage("gguf") / file_name(name, spec.export_gguf)
+
+        def on_bytes(done: int, total: int) -> None:
+            setup.job.progress(done, total, "bytes", stage="exporting")
+
+        write_gguf(whole, place, spec.export_gguf, name, on_bytes)
+        setup.job.publish(file_draft(place, spec.gguf_name, parents, recipe, replace=spec.replace))
 
 
 def _write_adapter(setup: Setup, network: Any, folder: Path) -> JsonObject:
@@ -50,45 +75,10 @@ def _write_adapter(setup: Setup, network: Any, folder: Path) -> JsonObject:
     }
 
 
-def _write_model(setup: Setup, network: Any, folder: Path) -> JsonObject:
+def _write_model(setup: Setup, network: Any, folder: Path) -> None:
     import torch
 
     # In the dtype it came in: what reads the base reads this as well, in as much memory.
-    dtype = getattr(torch, setup.model.dtype, setup.dtype)
-    network.to(dtype).save_pretrained(str(folder))
-    for path in sorted(setup.model.path.iterdir()):
-        # The rest (tokenizer, template, generation settings) stays what it was; config.json too, but for what we wrote.
-        if path.is_file() and not path.name.endswith(_WEIGHTS) and path.name not in {"config.json", "README.md"}:
-            shutil.copyfile(path, folder / path.name)
-    return {
-        "architecture": setup.model.architecture,
-        "dtype": str(dtype).removeprefix("torch."),
-        "parameters": setup.model.parameters,
-        "vocab_size": setup.model.vocab_size,
-        "context_length": setup.model.context_length,
-    }
-
-
-def _parent(role: str, artifact: AnyArtifact) -> Parent:
-    return Parent(role, artifact.kind, artifact.id, artifact.name, artifact.digest)
-
-
-def _card(setup: Setup, metrics: dict[str, float], counts: JsonObject) -> str:
-    spec = setup.spec
-    how = f"LoRA, rank {spec.lora_r}, alpha {spec.lora_alpha:g}" if spec.tuning == "lora" else "every weight"
-    lines = [
-        f"# {spec.published_name}",
-        "",
-        f"{setup.model.name} fine-tuned on {setup.dataset.name} with Modelworks ({spec.strategy}; {how}).",
-        "",
-        "| | |",
-        "|---|---|",
-        f"| base | {setup.model.name}, sha256 {setup.model.digest} |",
-        f"| data | {setup.dataset.name}, sha256 {setup.dataset.digest} |",
-        *(f"| {key.replace('_', ' ')} | {value} |" for key, value in counts.items()),
-        *(f"| {key.replace('_', ' ')} | {value:.4g} |" for key, value in metrics.items()),
-        f"| learning rate | {setup.learning_rate:g}, {spec.lr_scheduler_type} |",
-        f"| batch | {setup.per_device_train_batch_size} x {spec.gradient_accumulation_steps} |",
-        f"| seed | {spec.seed} |",
-    ]
-    return "\n".join(lines) + "\n"
+    network.to(getattr(torch, setup.model.dtype, setup.dtype)).save_pretrained(str(folder))
+    # The rest (tokenizer, template, generation settings) stays what it was.
+    copy_companions(setup.model.path, folder)

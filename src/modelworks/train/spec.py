@@ -112,3 +112,11 @@ class TrainSpec(Spec):
     def published_name(self) -> str:
         model, dataset = (name.rstrip("/").rsplit("/", 1)[-1] for name in (self.model, self.dataset))
         return self.name or f"{model}-{dataset}".replace(":", "-")
+
+    @property
+    def merged_name(self) -> str:
+        return f"{self.published_name}-merged"
+
+    @property
+    def gguf_name(self) -> str:
+        return f"{self.published_name}-gguf"

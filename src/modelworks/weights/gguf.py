@@ -30,6 +30,8 @@ _BLOCK_NAMES = {
     "attn_k": "self_attn.k_proj",
     "attn_v": "self_attn.v_proj",
     "attn_output": "self_attn.o_proj",
+    "attn_q_norm": "self_attn.q_norm",
+    "attn_k_norm": "self_attn.k_norm",
     "ffn_gate": "mlp.gate_proj",
     "ffn_up": "mlp.up_proj",
     "ffn_down": "mlp.down_proj",
@@ -180,13 +182,32 @@ def llama_name(name: str) -> str:
     return f"model.layers.{match[1]}.{_BLOCK_NAMES[match[2]]}.{match[3]}"
 
 
+def gguf_name(name: str) -> str | None:
+    """Translate a tensor name of transformers to GGUF's, the other way than `llama_name`; None if there is none."""
+    if name in _TOP_NAMES.values():
+        return next(own for own, theirs in _TOP_NAMES.items() if theirs == name)
+    match = re.fullmatch(r"model\.layers\.(\d+)\.([\w.]+)\.(weight|bias)", name)
+    own = next((own for own, theirs in _BLOCK_NAMES.items() if match and theirs == match[2]), None)
+    return f"blk.{match[1]}.{own}.{match[3]}" if match and own else None
+
+
 def unpermute(name: str, tensor: torch.Tensor, heads: int, kv_heads: int) -> torch.Tensor:
     """Undo llama.cpp's interleaving of the two rotary halves in query and key rows; others pass unchanged."""
+    return _rotary_rows(name, tensor, heads, kv_heads, interleaved=True)
+
+
+def permute(name: str, tensor: torch.Tensor, heads: int, kv_heads: int) -> torch.Tensor:
+    """Interleave them as llama.cpp does for the llama architecture; `name` is GGUF's."""
+    return _rotary_rows(name, tensor, heads, kv_heads, interleaved=False)
+
+
+def _rotary_rows(name: str, tensor: torch.Tensor, heads: int, kv_heads: int, *, interleaved: bool) -> torch.Tensor:
     count = {"attn_q": heads, "attn_k": kv_heads}.get(name.split(".")[2] if name.startswith("blk.") else "")
     if count is None:
         return tensor
     half = tensor.shape[0] // count // 2
-    return tensor.reshape(count, half, 2, *tensor.shape[1:]).transpose(1, 2).reshape(tensor.shape)
+    pairs = (half, 2) if interleaved else (2, half)
+    return tensor.reshape(count, *pairs, *tensor.shape[1:]).transpose(1, 2).reshape(tensor.shape)
 
 
 def llama_config(file: GgufFile) -> Mapping[str, object]:
