@@ -1,0 +1,328 @@
+"""How fast and in how little memory a model is trained, beside TRL's own trainers, and whether every strategy learns.
+
+`make bench-train` runs it. All configurations get the same model, the same real rows and as many steps in the same run,
+each in a process of its own. Tokens are those of the rows, padding left out; a speed is the median over the steps after
+the first ones. Every configuration is run in turn, `--repeats` times, so that what else the machine does meets all.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import resource
+import statistics
+import subprocess
+import sys
+import tarfile
+import tempfile
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parent
+BASE = "smollm2-135m"
+# Real instructions, answers and preferences; for measuring only, they are neither kept nor passed on.
+DATA = "llamafactory==0.9.5"
+FILES = {"rows": "alpaca_en_demo.json", "pairs": "dpo_en_demo.json"}
+ROWS_A_BATCH, MAX_LENGTH, WARM_UP = 4, 512, 2
+LORA = {"r": 16, "lora_alpha": 32, "target_modules": "all-linear", "task_type": "CAUSAL_LM"}
+
+# What each peer is told beyond what all are. TRL's defaults: float32 weights, bfloat16 autocast, checkpointing.
+PEERS: dict[str, dict[str, dict[str, Any]]] = {
+    "sft": {
+        "TRL, defaults": {},
+        "TRL, tuned": {"gradient_checkpointing": False, "train_sampling_strategy": "group_by_length"},
+    },
+    "dpo": {"TRL, defaults": {}, "TRL, tuned": {"gradient_checkpointing": False}},
+}
+# strategy: dataset, what it is told, its own metric, and +1 if that is to rise.
+LEARNS: dict[str, tuple[str, dict[str, Any], str, int]] = {
+    "sft": ("rows", {}, "loss", -1),
+    "qlora": ("rows", {}, "loss", -1),
+    "dpo": ("pairs", {"learning_rate": 1e-4}, "rewards/margins", 1),
+}
+
+
+@dataclass
+class Job:
+    """A JobContext that keeps the metrics."""
+
+    folder: Path
+    inputs: Mapping[str, Any]
+    job_id: str = "bench"
+    pausing: bool = False
+    metrics: list[dict[str, float]] = field(default_factory=list)
+
+    @property
+    def checkpoints(self) -> Path:
+        (self.folder / "checkpoints").mkdir(exist_ok=True)
+        return self.folder / "checkpoints"
+
+    def stage(self, name: str) -> Path:
+        (self.folder / name).mkdir()
+        return self.folder / name
+
+    def metric(self, step: int, **values: float) -> None:
+        self.metrics.append({"step": step, **values})
+
+    def check(self) -> None: ...
+    def progress(self, *_: Any, **__: Any) -> None: ...
+    def log(self, *_: Any, **__: Any) -> None: ...
+    def publish(self, *_: Any) -> None: ...
+
+
+def open_workspace(work: Path) -> Any:
+    from modelworks.app.wiring import open_app
+    from modelworks.core.config import load_settings
+
+    return open_app(load_settings({"home": work / "home"}).settings)
+
+
+def prepare(work: Path) -> None:
+    """Fetch the rows from the package registry once, and bring model and rows into a workspace."""
+    from modelworks.core.errors import NotFound
+    from modelworks.data.spec import ImportSpec
+
+    if not all((work / name).exists() for name in FILES.values()):
+        subprocess.run(
+            [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "--no-binary", "llamafactory", "-d", str(work),
+             DATA], check=True,
+        )  # fmt: skip
+        with tarfile.open(next(work.glob("llamafactory-*.tar.gz"))) as archive:
+            for member in archive:
+                name = member.name.rsplit("/", 1)[-1]
+                source = archive.extractfile(member) if name in FILES.values() else None
+                if source is not None:
+                    (work / name).write_bytes(source.read())
+    app = open_workspace(work)
+    try:
+        app.services.catalog.model(BASE)
+    except NotFound:
+        environment = os.environ | {"MODELWORKS_HOME": str(work / "home")}
+        subprocess.run([str(Path(sys.executable).parent / "modelworks"), "pull", BASE], env=environment, check=True)
+    for name, file in FILES.items():
+        try:
+            app.services.catalog.dataset(name)
+        except NotFound:
+            rows = json.loads((work / file).read_text())
+            converted = work / f"{name}.jsonl"
+            converted.write_text("".join(f"{json.dumps(as_ours(row))}\n" for row in rows))
+            app.services.catalog.upload(converted, ImportSpec(name=name))
+    app.close()
+
+
+def as_ours(row: dict[str, Any]) -> dict[str, Any]:
+    if "chosen" not in row:
+        return row
+    roles = {"human": "user", "gpt": "assistant", "system": "system"}
+    prompt = [{"role": roles[turn["from"]], "content": turn["value"]} for turn in row["conversations"]]
+    return {"prompt": prompt, "chosen": row["chosen"]["value"], "rejected": row["rejected"]["value"]}
+
+
+def ours(work: Path, strategy: str, steps: int, **told: Any) -> list[dict[str, float]]:
+    """Train as a job does; return the metrics of each step."""
+    from modelworks.train.run import run
+    from modelworks.train.spec import TrainSpec
+
+    app = open_workspace(work)
+    dataset = told.pop("dataset", "rows" if strategy == "sft" else "pairs")
+    inputs = {BASE: app.services.catalog.model(BASE), dataset: app.services.catalog.dataset(dataset)}
+    app.close()
+    spec = TrainSpec.model_validate(
+        {"model": BASE, "dataset": dataset, "strategy": strategy, "max_steps": steps, "max_length": MAX_LENGTH,
+         "per_device_train_batch_size": ROWS_A_BATCH, "save_steps": steps, "num_train_epochs": 100, **told}
+    )  # fmt: skip
+    with tempfile.TemporaryDirectory(dir=work) as folder:
+        job = Job(Path(folder), inputs)
+        run(spec, job)
+    return job.metrics
+
+
+def theirs(work: Path, strategy: str, steps: int, **told: Any) -> list[dict[str, float]]:
+    """Train by TRL's trainer as its documentation shows; return time and tokens of each step."""
+    import datasets
+    import trl
+    from peft import LoraConfig
+    from transformers import AutoTokenizer, TrainerCallback
+
+    app = open_workspace(work)
+    model = str(app.services.catalog.model(BASE).path)
+    rows = app.services.catalog.dataset("rows" if strategy == "sft" else "pairs").path / "train.jsonl"
+    app.close()
+    config, trainer_type = (trl.SFTConfig, trl.SFTTrainer) if strategy == "sft" else (trl.DPOConfig, trl.DPOTrainer)
+    seconds: list[float] = []
+    tokens: list[int] = []
+
+    class Clock(TrainerCallback):  # type: ignore[misc] # transformers is untyped
+        def on_step_begin(self, *_: Any, **__: Any) -> None:
+            self.began_at = time.perf_counter()
+
+        def on_step_end(self, *_: Any, **__: Any) -> None:
+            seconds.append(time.perf_counter() - self.began_at)
+
+    with tempfile.TemporaryDirectory(dir=work) as folder:
+        trainer = trainer_type(
+            model=model,
+            args=config(
+                output_dir=folder, max_steps=steps, per_device_train_batch_size=ROWS_A_BATCH, max_length=MAX_LENGTH,
+                use_cpu=True, report_to="none", save_strategy="no", **told,
+            ),
+            train_dataset=datasets.Dataset.from_list(as_trl(rows)),
+            processing_class=AutoTokenizer.from_pretrained(model),
+            peft_config=LoraConfig(**LORA),
+            callbacks=[Clock()],
+        )  # fmt: skip
+        collate = trainer.data_collator
+
+        def counted(batch: Any) -> Any:
+            made = collate(batch)
+            tokens.append(int(made["attention_mask"].sum()))
+            return made
+
+        trainer.data_collator = counted
+        trainer.train()
+    return [
+        {"step": step, "step_time": took, "tokens_per_second": count / took}
+        for step, (took, count) in enumerate(zip(seconds, tokens, strict=False), 1)
+    ]
+
+
+def as_trl(file: Path) -> list[dict[str, Any]]:
+    """Our rows as TRL's conversational ones: a prompt, and the answers as messages."""
+    found = []
+    for line in file.read_text().splitlines():
+        row = json.loads(line)
+        if "messages" in row:
+            found.append({"prompt": row["messages"][:-1], "completion": row["messages"][-1:]})
+        else:
+            answers = {key: [{"role": "assistant", "content": row[key]}] for key in ("chosen", "rejected")}
+            found.append({"prompt": row["prompt"], **answers})
+    return found
+
+
+def matmul_peak(dtype_name: str) -> float:
+    """GFLOP/s of a large matrix product."""
+    import torch
+
+    size = 2048
+    left, right = (torch.randn(size, size).to(getattr(torch, dtype_name)) for _ in range(2))
+    best = float("inf")
+    for _ in range(8):
+        start = time.perf_counter()
+        torch.nn.functional.linear(left, right)
+        best = min(best, time.perf_counter() - start)
+    return 2 * size**3 / best / 1e9
+
+
+def flops_a_token(work: Path) -> float:
+    """What LoRA needs for a token of the rows: twice forward and twice back through frozen weights, six for learned.
+
+    The head counts only for the tokens of answers.
+    """
+    from modelworks.data.batches import encode_split
+    from modelworks.data.render import IGNORED
+
+    app = open_workspace(work)
+    model, rows = app.services.catalog.model(BASE), app.services.catalog.dataset("rows")
+    app.close()
+    encoded = encode_split(model.path, rows.path, "train", MAX_LENGTH)
+    answers = sum(label != IGNORED for example in encoded.examples for label in example.labels) / encoded.tokens
+    return 4 * 106.2e6 + 6 * 4.88e6 + 4 * 28.3e6 * answers
+
+
+def measure(work: Path, who: str, strategy: str, steps: int, **told: Any) -> dict[str, Any]:
+    """Run one configuration in a process of its own."""
+    command = [sys.executable, "-W", "ignore", __file__, "--work", str(work), "--child",
+               json.dumps({"who": who, "strategy": strategy, "steps": steps, **told})]  # fmt: skip
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        sys.exit(f"{who} {strategy} failed:\n{done.stderr[-3000:]}")
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+def child(work: Path, asked: dict[str, Any]) -> None:
+    who, strategy = asked.pop("who"), asked.pop("strategy")
+    if who == "peak":
+        print(json.dumps({name: matmul_peak(name) for name in ("float32", "bfloat16")}))
+        return
+    steps = (ours if who == "ours" else theirs)(work, strategy, **asked)
+    peak_gb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
+    print(json.dumps({"steps": steps, "peak_gb": peak_gb}))
+
+
+def compare(work: Path, strategy: str, steps: int, repeats: int) -> str:
+    """Measure ours and TRL's in turn; a table of speeds, ours as a multiple of each."""
+    peaks = measure(work, "peak", "", 0)
+    flops = flops_a_token(work)
+    runs: dict[str, list[dict[str, Any]]] = {}
+    told = {name: {**told, **({} if name != "TRL, tuned" else best_dtype(peaks))}
+            for name, told in PEERS[strategy].items()}  # fmt: skip
+    for _ in range(repeats):
+        runs.setdefault("ours", []).append(measure(work, "ours", strategy, steps))
+        for name, options in told.items():
+            # Emulated bfloat16 takes a minute a step.
+            count = min(steps, 6) if name == "TRL, defaults" else steps
+            runs.setdefault(name, []).append(measure(work, "trl", strategy, count, **options))
+    lines = [
+        f"{strategy}; matrix product of 2048: {peaks['float32']:.0f} GFLOP/s float32, {peaks['bfloat16']:.0f} bfloat16",
+        "",
+        "| configuration | tokens/s | ours is | peak GB | share of float32 peak |",
+        "|---|---|---|---|---|",
+    ]
+
+    def speed(name: str) -> float:
+        return statistics.median(step["tokens_per_second"] for run in runs[name] for step in run["steps"][WARM_UP:])
+
+    for name in runs:
+        share = f"{speed(name) * flops / 1e9 / peaks['float32']:.0%}" if strategy == "sft" else ""
+        peak_gb = max(run["peak_gb"] for run in runs[name])
+        lines.append(f"| {name} | {speed(name):.0f} | {speed('ours') / speed(name):.2f}x | {peak_gb:.1f} | {share} |")
+    return "\n".join(lines)
+
+
+def best_dtype(peaks: Mapping[str, float]) -> dict[str, Any]:
+    """What is fastest here: bfloat16 weights where the processor multiplies them, else float32 without autocast."""
+    in_hardware = peaks["bfloat16"] > peaks["float32"]
+    return {"bf16": False, "model_init_kwargs": {"dtype": "bfloat16" if in_hardware else "float32"}}
+
+
+def learn(work: Path, steps: int) -> str:
+    """Run every strategy; its own metric over the first and the last third of the steps."""
+    lines = ["| strategy | metric | first third | last third | as it should |", "|---|---|---|---|---|"]
+    for strategy, (dataset, told, metric, sign) in LEARNS.items():
+        run = measure(work, "ours", strategy, steps, **{"dataset": dataset, **told})
+        values = [step[metric] for step in run["steps"] if metric in step]
+        third = max(1, len(values) // 3)
+        first, last = statistics.mean(values[:third]), statistics.mean(values[-third:])
+        moved = "yes" if sign * (last - first) > 0 else "NO"
+        lines.append(f"| {strategy} | {metric} | {first:.4f} | {last:.4f} | {moved} |")
+        print(lines[-1], flush=True)
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--work", type=Path, default=ROOT / ".work" / "train", help="model, rows and results; 1 GB")
+    parser.add_argument("--steps", type=int, default=14)
+    parser.add_argument("--repeats", type=int, default=2)
+    parser.add_argument("--only", choices=("sft", "dpo", "strategies"), nargs="*", default=["sft", "dpo", "strategies"])
+    parser.add_argument("--child", type=json.loads, help=argparse.SUPPRESS)
+    asked = parser.parse_args()
+    asked.work.mkdir(parents=True, exist_ok=True)
+    if asked.child:
+        child(asked.work, asked.child)
+        return
+    prepare(asked.work)
+    for part in asked.only:
+        made = learn(asked.work, 24) if part == "strategies" else compare(asked.work, part, asked.steps, asked.repeats)
+        print(made, flush=True)
+        (asked.work / f"{part}.md").write_text(made + "\n")
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    main()
