@@ -1,4 +1,4 @@
-"""Pairs of answers as TRL's trainers take them: what dpo and the reward model share."""
+"""Pairs of answers as TRL's trainers take them: what dpo, orpo and the reward model share."""
 
 from __future__ import annotations
 
@@ -6,22 +6,39 @@ from typing import Any
 
 from modelworks.core.errors import Invalid
 from modelworks.core.nouns import JsonObject
-from modelworks.data.pairs import EncodedPairs
+from modelworks.data.pairs import EncodedPairs, EncodedRatings, Pair, encode_pairs
 from modelworks.train.strategy import Setup
 
 
-def count_pairs(setup: Setup, learned: EncodedPairs, held_out: EncodedPairs) -> JsonObject:
-    """Count what was encoded.
+def read_pairs(setup: Setup) -> tuple[EncodedPairs, EncodedPairs, JsonObject]:
+    """The pairs to learn, those that are held out, and what they came to.
 
     Raises:
         Invalid: no pair is left to learn.
     """
-    if not learned.pairs:
+    learned, held_out = (
+        encode_pairs(setup.model.path, setup.dataset.path, split, setup.max_length) for split in ("train", "validation")
+    )
+    return learned, held_out, count_pairs(setup, learned, held_out)
+
+
+def count_pairs(
+    setup: Setup, learned: EncodedPairs | EncodedRatings, held_out: EncodedPairs | EncodedRatings
+) -> JsonObject:
+    """Count what was encoded.
+
+    Raises:
+        Invalid: nothing is left to learn.
+    """
+    kept, left_out = (
+        len(side.pairs if isinstance(side, EncodedPairs) else side.ratings) for side in (learned, held_out)
+    )
+    if not kept:
         raise Invalid(f"max_length {setup.max_length} cuts an answer off all {learned.rows} rows; raise it")
     return {
-        "train_rows": len(learned.pairs),
-        "train_tokens": sum(pair.tokens for pair in learned.pairs),
-        "validation_rows": len(held_out.pairs),
+        "train_rows": kept,
+        "train_tokens": learned.tokens,
+        "validation_rows": left_out,
         "truncated_rows": learned.truncated,
         "masked_rows": learned.masked,
     }
@@ -37,8 +54,15 @@ def pair_rows(encoded: EncodedPairs, whole: bool = False) -> Any:
                 "prompt_ids": pair.prompt_ids,
                 "chosen_ids": [*pair.prompt_ids, *pair.chosen_ids] if whole else pair.chosen_ids,
                 "rejected_ids": [*pair.prompt_ids, *pair.rejected_ids] if whole else pair.rejected_ids,
-                "length": pair.tokens,
+                # What both are padded to.
+                "length": max(_lengths(pair)),
+                "lengths": _lengths(pair),
+                "line": pair.line,
             }
             for pair in encoded.pairs
         ]
     )
+
+
+def _lengths(pair: Pair) -> list[int]:
+    return [len(pair.prompt_ids) + len(answer) for answer in (pair.chosen_ids, pair.rejected_ids)]

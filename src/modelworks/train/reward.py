@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from modelworks.core.nouns import Model
 from modelworks.data.batches import pad_right
@@ -12,6 +12,7 @@ from modelworks.data.prompts import Prompt
 from modelworks.data.record import Message
 from modelworks.data.render import ChatTemplate, load_tokenizer
 from modelworks.train import callbacks, checkpoints
+from modelworks.train.comparing import with_lengths
 from modelworks.train.network import add_adapter
 from modelworks.train.preferences import pair_rows
 from modelworks.train.strategy import Setup
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 Judge: TypeAlias = Callable[[Sequence[Prompt], Sequence[list[int]], Sequence[str]], list[float]]
 # What fills up; the head reads the last token that is another one.
 _PAD_ID = 0
+WATCHED = ("accuracy", "margin")
 
 
 def train_judge(setup: Setup, learned: EncodedPairs, steps: int | None, learning_rate: float) -> Judge:
@@ -32,29 +34,11 @@ def train_judge(setup: Setup, learned: EncodedPairs, steps: int | None, learning
 
     It is kept among the job's checkpoints, so that a run that was cut does not train it again.
     """
-    from transformers import set_seed
-    from trl import RewardConfig, RewardTrainer
-
-    class Reward(Steady, RewardTrainer):  # type: ignore[misc] # trl is untyped
-        pass
-
     folder = setup.job.checkpoints / "reward"
-    set_seed(setup.spec.seed)
-    base = load_judge(setup.model.path, setup.dtype, setup.device)
-    network = add_adapter(base, setup.spec, setup.model.name, "SEQ_CLS")
-    arguments = common_arguments(setup) | {
-        "output_dir": str(folder),
-        "num_train_epochs": 1,
-        "max_steps": steps or -1,
-        "learning_rate": learning_rate,
-    }
-    trainer = Reward(
-        model=network,
-        args=RewardConfig(**arguments, max_length=setup.max_length),
-        train_dataset=pair_rows(learned, whole=True),
-        processing_class=trl_tokenizer(setup.model.path, _PAD_ID),
-    )
-    callbacks.report(setup, trainer, ("accuracy", "margin"), "reward model")
+    changes = {"output_dir": str(folder), "num_train_epochs": 1, "max_steps": steps or -1}
+    network = build_judge(setup, "lora")
+    trainer = make_reward_trainer(setup, network, learned, None, learning_rate=learning_rate, **changes)
+    callbacks.report(setup, trainer, WATCHED, "reward model")
     train_or_resume(setup.job, trainer, checkpoints.newest_verified(folder, setup.fingerprint))
     network.eval().requires_grad_(False)
 
@@ -63,6 +47,44 @@ def train_judge(setup: Setup, learned: EncodedPairs, steps: int | None, learning
         return _rate(network, rows, setup.device)
 
     return judge
+
+
+def build_judge(setup: Setup, tuning: Literal["lora", "full"]) -> Any:
+    """The base with a head of one number instead of its own; the same seed gives the same head and adapter."""
+    from transformers import set_seed
+
+    set_seed(setup.spec.seed)
+    network = load_judge(setup.model.path, setup.dtype, setup.device)
+    return add_adapter(network, setup.spec, setup.model.name, "SEQ_CLS") if tuning == "lora" else network
+
+
+def make_reward_trainer(
+    setup: Setup, network: Any, learned: EncodedPairs, held_out: EncodedPairs | None, **changes: object
+) -> Any:
+    """TRL's RewardTrainer: the log-likelihood that chosen is better, of Bradley and Terry (arXiv:2203.02155, eq. 1)."""
+    from trl import RewardConfig, RewardTrainer
+    from trl.trainer.reward_trainer import DataCollatorForPreference
+
+    class Reward(Steady, RewardTrainer):  # type: ignore[misc] # trl is untyped
+        paired = True
+
+        def compute_loss(
+            self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
+        ) -> Any:
+            # Without the mask: rows are padded on the right, where causal attention does not look.
+            def rate(input_ids: Tensor, use_cache: bool, **_: object) -> Any:
+                return model(input_ids=input_ids, use_cache=use_cache)
+
+            return super().compute_loss(rate, inputs, return_outputs, num_items_in_batch)
+
+    return Reward(
+        model=network,
+        args=RewardConfig(**common_arguments(setup) | changes, max_length=setup.max_length),
+        train_dataset=pair_rows(learned, whole=True),
+        eval_dataset=pair_rows(held_out, whole=True) if held_out and held_out.pairs else None,
+        processing_class=trl_tokenizer(setup.model.path, _PAD_ID),
+        data_collator=with_lengths(DataCollatorForPreference(pad_token_id=_PAD_ID)),
+    )
 
 
 def load_finished_judge(model: Model, setup: Setup) -> Judge:

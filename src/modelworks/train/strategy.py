@@ -60,6 +60,8 @@ class Training:
     measure: Callable[[], dict[str, float]]
     # Numbers of a step to report besides the loss, as the trainer names them.
     watched: tuple[str, ...] = ()
+    # Makes of the trained network what is published: an adapter, or a model.
+    finish: Callable[[Any], Any] = lambda network: network
 
 
 def _nothing(_spec: TrainSpec, _params: Any, _inputs: Mapping[str, AnyArtifact], _: Settled) -> Iterator[Problem]:

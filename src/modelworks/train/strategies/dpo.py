@@ -6,13 +6,13 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from modelworks.data.pairs import EncodedPairs, encode_pairs
+from modelworks.data.pairs import EncodedPairs
 from modelworks.data.record import Preference
+from modelworks.train.comparing import Compared, with_lengths
 from modelworks.train.network import build_network
-from modelworks.train.preferences import count_pairs, pair_rows
+from modelworks.train.preferences import pair_rows, read_pairs
 from modelworks.train.strategy import Params, Setup, Strategy, Training
-from modelworks.train.trainer import Steady, common_arguments, drop_reference, trl_tokenizer
-from modelworks.weights.loading import load_network
+from modelworks.train.trainer import common_arguments, drop_reference, trl_tokenizer
 
 
 class DpoParams(Params):
@@ -23,21 +23,18 @@ class DpoParams(Params):
 
 
 def build(setup: Setup) -> Training:
-    """Tokenise, load, and put TRL's DPOTrainer around both; the reference is the network without its adapter."""
-    learned, held_out = (
-        encode_pairs(setup.model.path, setup.dataset.path, split, setup.max_length) for split in ("train", "validation")
-    )
-    counts = count_pairs(setup, learned, held_out)
+    """Tokenise, load, and put TRL's DPOTrainer around both; the reference is the network as it is loaded."""
+    learned, held_out, counts = read_pairs(setup)
     if setup.spec.lora_dropout:
         setup.job.log("dpo compares answers without dropout; lora_dropout is left out", level="warning")
     network = build_network(setup)
-    trainer = _make_trainer(setup, network, learned)
+    trainer = make_trainer(setup, network, learned, held_out)
 
     def measure() -> dict[str, float]:
         if not held_out.pairs:
             return {}
         setup.job.progress(0, len(held_out.pairs), "rows", stage="measuring")
-        found = trainer.evaluate(pair_rows(held_out))
+        found = trainer.evaluate()
         names = {"loss": "eval_loss", "accuracy": "eval_rewards/accuracies", "margin": "eval_rewards/margins"}
         return {name: float(found[key]) for name, key in names.items()}
 
@@ -45,22 +42,29 @@ def build(setup: Setup) -> Training:
     return Training(trainer=trainer, network=network, counts=counts, measure=measure, watched=watched)
 
 
-def _make_trainer(setup: Setup, network: Any, learned: EncodedPairs) -> Any:
+def make_trainer(setup: Setup, network: Any, learned: EncodedPairs, held_out: EncodedPairs) -> Any:
     from trl import DPOConfig, DPOTrainer
+    from trl.trainer.dpo_trainer import DataCollatorForPreference
 
-    class Dpo(Steady, DPOTrainer):  # type: ignore[misc] # trl is untyped
-        pass
+    class Dpo(Compared, DPOTrainer):  # type: ignore[misc] # trl is untyped
+        asked = setup
+        paired = True
+        reference_columns = ("ref_chosen_logps", "ref_rejected_logps")
 
     params = DpoParams.model_validate(setup.params)
-    full = setup.spec.tuning == "full"
     trainer = Dpo(
         model=network,
-        ref_model=load_network(setup.model.path, setup.dtype, setup.device) if full else None,
         args=DPOConfig(
-            **common_arguments(setup), max_length=setup.max_length, beta=params.beta, loss_type=[params.loss_type]
+            **common_arguments(setup),
+            max_length=setup.max_length,
+            beta=params.beta,
+            loss_type=[params.loss_type],
+            precompute_ref_log_probs=True,
         ),
         train_dataset=pair_rows(learned),
+        eval_dataset=pair_rows(held_out) if held_out.pairs else None,
         processing_class=trl_tokenizer(setup.model.path),
+        data_collator=with_lengths(DataCollatorForPreference(pad_token_id=0)),
     )
     drop_reference(network)
     return trainer

@@ -1,0 +1,53 @@
+"""A reward model: a head of one number that rates chosen answers above rejected ones (arXiv:2203.02155, section 3.5).
+
+It becomes a model of its own, to be named as `params.reward_model` of what learns by trying.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from modelworks.core.errors import Problem
+from modelworks.core.nouns import AnyArtifact
+from modelworks.data.record import Preference
+from modelworks.train.preferences import read_pairs
+from modelworks.train.reward import WATCHED, build_judge, make_reward_trainer
+from modelworks.train.spec import TrainSpec
+from modelworks.train.strategy import Params, Settled, Setup, Strategy, Training
+
+
+class RewardParams(Params):
+    pass
+
+
+def build(setup: Setup) -> Training:
+    learned, held_out, counts = read_pairs(setup)
+    network = build_judge(setup, setup.spec.tuning)
+    trainer = make_reward_trainer(setup, network, learned, held_out)
+
+    def measure() -> dict[str, float]:
+        if not held_out.pairs:
+            return {}
+        setup.job.progress(0, len(held_out.pairs), "rows", stage="measuring")
+        found = trainer.evaluate()
+        return {name: float(found[f"eval_{name}"]) for name in ("loss", *WATCHED)}
+
+    return Training(trainer=trainer, network=network, counts=counts, measure=measure, watched=WATCHED, finish=_as_model)
+
+
+def _as_model(network: Any) -> Any:
+    """The adapter merged in, in float32; an adapter alone could not be loaded with its head."""
+    return network.float().merge_and_unload() if hasattr(network, "peft_config") else network
+
+
+def check(spec: TrainSpec, _params: RewardParams, _: Mapping[str, AnyArtifact], _settled: Settled) -> Iterator[Problem]:
+    if spec.merge:
+        yield Problem("merge", "a reward model is published as a whole model anyway", "remove it")
+    if spec.export_gguf:
+        yield Problem("export_gguf", "a GGUF file has no place for the head that rates", "remove it")
+    if spec.sample_prompts:
+        yield Problem("sample_prompts", "a reward model rates answers and writes none", "remove it")
+
+
+REWARD = Strategy("reward", RewardParams, build, (Preference,), {"lora": 1e-4, "full": 1e-5}, check, num_train_epochs=1)
