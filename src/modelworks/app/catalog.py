@@ -13,13 +13,14 @@ from typing import TYPE_CHECKING, Any, Literal
 from modelworks.core import clock
 from modelworks.core.config import Settings
 from modelworks.core.errors import Conflict, Denied, Invalid, NotFound
-from modelworks.core.hashing import digest_of, list_files
+from modelworks.core.hashing import digest_of, hash_file, list_files
 from modelworks.core.ids import NAME_PATTERN, check_name, new_id
-from modelworks.core.nouns import Adapter, AnyArtifact, ArtifactKind, Dataset, JsonObject, Model
+from modelworks.core.nouns import Adapter, AnyArtifact, ArtifactKind, Dataset, File, FileEntry, JsonObject, Model
 from modelworks.core.paths import inside
 from modelworks.core.registry import nearest
 from modelworks.store import catalog, files
 from modelworks.store.database import Database
+from modelworks.train.rewards import BUILT_IN, FILE_PREFIX
 
 if TYPE_CHECKING:
     from modelworks.data.importer import ImportReport
@@ -218,6 +219,23 @@ class Catalog:
         except NotFound:
             found = self.dataset(name)
         return self._node(found, "self")
+
+    def reward_file(self, name: str) -> File:
+        """A Python file that the operator named; `name` is an input's.
+
+        Raises:
+            NotFound: it is not named, or not there.
+        """
+        named, own = self.settings.reward_files, name.removeprefix(FILE_PREFIX)
+        path = named.get(own)
+        if path is None or not path.is_file():
+            what = f"{path} is not there" if path else f"no reward {own!r}"
+            raise NotFound(f"{what}; there are {', '.join(sorted({*BUILT_IN, *named}))} (setting reward_files)")
+        files = (FileEntry(path.name, path.stat().st_size, hash_file(path)),)
+        return File(
+            id=name, name=name, digest=digest_of(files), path=path.parent, size_bytes=files[0].size_bytes, files=files,
+            created_at=clock.now(), filename=path.name, purpose="reward",
+        )  # fmt: skip
 
     def allowed(self, path: Path) -> Path:
         return inside(path, (self.settings.home, *self.settings.allow_paths))

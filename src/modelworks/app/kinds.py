@@ -13,6 +13,7 @@ from modelworks.core.spec import Spec
 from modelworks.evaluate.spec import EvaluateSpec
 from modelworks.merge.spec import MergeSpec
 from modelworks.search.spec import SearchSpec
+from modelworks.train.rewards import files_named
 from modelworks.train.spec import TrainSpec
 from modelworks.weights.pull import PullSpec, published_name
 
@@ -117,7 +118,11 @@ KINDS: Mapping[str, JobKind[Any]] = {
         JobKind(
             name="train",
             spec=TrainSpec,
-            names=lambda spec: {"models": spec.models, "datasets": (spec.dataset,)},
+            names=lambda spec: {
+                "models": spec.models,
+                "datasets": (spec.dataset,),
+                "rewards": files_named(spec.params),
+            },
             check=_check_train,
             run=_run_train,
             needs=_compute,

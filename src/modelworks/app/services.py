@@ -195,10 +195,11 @@ class Services:
             raise Invalid(
                 f"{name!r} names both a model and a dataset here; write the id of one (modelworks models show)"
             )
+        look = {"models": self.catalog.model, "datasets": self.catalog.dataset, "rewards": self.catalog.reward_file}
         for shelf, names in wanted.items():
             for name in names:
                 try:
-                    found[name] = self.catalog.model(name) if shelf == "models" else self.catalog.dataset(name)
+                    found[name] = look[shelf](name)
                 except (NotFound, Invalid) as error:
                     first = first or error
                     problems.append(Problem(name, error.message))

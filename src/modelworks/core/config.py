@@ -66,6 +66,9 @@ class Settings(Spec):
     slm_base: str = Field("gpt2", description="the base model of /slm, where no adapter says otherwise")
     slm_adapter: str | None = Field(None, description="the adapter of /slm; default: the newest one")
     entries: Path | None = Field(None, description="a folder with config.json and a `models` package of own entries")
+    reward_files: dict[str, Path] = Field(
+        default_factory=dict, description="Python files whose functions reward answers in training, by name: NAME:PATH"
+    )
     batch_size: int = Field(8, ge=1, description="requests an own entry answers together")
     max_queued_requests: int = Field(256, ge=1, description="requests waiting for an engine before 429")
     max_sequences: int = Field(32, ge=1, description="requests an engine decodes together")
@@ -116,6 +119,7 @@ def load_settings(
     resolved: dict[str, object] = {"home": settings.home.expanduser().absolute()}
     if settings.entries is not None:
         resolved["entries"] = settings.entries.expanduser().absolute()
+    resolved["reward_files"] = {name: path.expanduser().absolute() for name, path in settings.reward_files.items()}
     resolved_paths = tuple(path.expanduser().absolute() for path in settings.allow_paths)
     return Loaded(settings.model_copy(update=resolved | {"allow_paths": resolved_paths}), origins)
 
@@ -156,9 +160,9 @@ def _decode(key: str, text: str) -> object:
         except ValueError:
             raise Invalid(f"{PREFIX}{key.upper()}: {text!r} is not JSON") from None
     parts = [part.strip() for part in text.split(",") if part.strip()]
-    if key == "slots":
+    if key in {"slots", "reward_files"}:
         pairs = [part.partition(":") for part in parts]
-        return {name: count for name, _, count in pairs}
+        return {name: value for name, _, value in pairs}
     if key in {"allowed_hosts", "allowed_origins", "allow_paths"}:
         return tuple(parts)
     return text

@@ -6,7 +6,7 @@ import ast
 import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import Field, model_validator
 
@@ -16,7 +16,9 @@ from modelworks.core.nouns import AnyArtifact, File, JsonObject
 from modelworks.core.registry import nearest
 from modelworks.core.spec import Spec
 from modelworks.data.prompts import Prompt
-from modelworks.train.reward import Judge
+
+if TYPE_CHECKING:
+    from modelworks.train.reward import Judge
 
 # Of the names of a job's inputs, those of reward files.
 FILE_PREFIX = "reward:"

@@ -12,6 +12,7 @@ from modelworks.train import callbacks, checkpoints
 from modelworks.train.network import choose_provider
 from modelworks.train.plan import check, choose_strategy, chosen_inputs, settle
 from modelworks.train.publish import publish
+from modelworks.train.rewards import files_named
 from modelworks.train.shared import SharedJob
 from modelworks.train.spec import TrainSpec
 from modelworks.train.strategy import Setup, Training
@@ -56,6 +57,7 @@ def _decide(spec: TrainSpec, job: SharedJob) -> Setup:
         ),
         "model": model.digest,
         "dataset": dataset.digest,
+        "judges": {name: job.inputs[name].digest for name in (*spec.models[1:], *files_named(spec.params))},
         "device": device,
         "dtype": str(dtype),
     }

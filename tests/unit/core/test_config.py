@@ -26,11 +26,13 @@ def test_flag_beats_variable_beats_project_file_beats_user_file(tmp_path: Path) 
 
 def test_lists_and_slots_are_read_from_plain_text(tmp_path: Path) -> None:
     environment = {"MODELWORKS_SLOTS": "cpu:2,gpu:1", "MODELWORKS_ALLOWED_HOSTS": "a.example, b.example"}
+    environment |= {"MODELWORKS_REWARD_FILES": "maths:/etc/maths.py,code:code.py"}
 
     settings = load_settings({}, environment | {"XDG_CONFIG_HOME": str(tmp_path)}, tmp_path).settings
 
     assert settings.slots == {"cpu": 2, "gpu": 1}
     assert settings.allowed_hosts == ("a.example", "b.example")
+    assert settings.reward_files == {"maths": Path("/etc/maths.py"), "code": Path.cwd() / "code.py"}
 
 
 def test_an_unknown_setting_names_its_source_and_the_nearest_name(tmp_path: Path) -> None:
