@@ -1,7 +1,8 @@
 """A runner that does what its spec says, through the real runner code: for tests that kill and restart things.
 
 Spec: {"steps": n, "step_seconds": s, "die_at": step or null, "publish": name or null, "stubborn": bool,
-"die_pausing": bool}. It keeps its step in a checkpoint, so that a second run goes on where the first was killed.
+"die_pausing": bool, "fill_disk": bool}. It keeps its step in a checkpoint, so that a second run goes on where the
+first was killed.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import time
 from pathlib import Path
 
 from modelworks.core.context import JobContext
-from modelworks.core.errors import Invalid
+from modelworks.core.errors import DiskFull, Invalid
 from modelworks.core.nouns import ArtifactKind, Draft, JsonObject
 from modelworks.jobs.folder import JobFolder, RunOrder
 from modelworks.jobs.runner import run_job
@@ -36,6 +37,8 @@ def execute(order: RunOrder, job: JobContext) -> JsonObject:
             mark.write_text(str(step))
         if spec.get("die_at") == step:
             os.kill(os.getpid(), signal.SIGKILL)
+    if spec.get("fill_disk") and first == 1:
+        raise DiskFull("the disk is full: 9 bytes needed, 1 free")
     if spec.get("refuse"):
         raise Invalid("this spec asks to be refused")
     if spec.get("publish"):

@@ -129,6 +129,7 @@ def test_a_runner_that_always_dies_fails_after_three_runs(
     ended = queue.get_job(database, job.id)
     assert ended.error is not None
     assert (ended.state, ended.runs, ended.error.code) == (JobState.FAILED, 3, "runner_died")
+    assert "(SIGKILL: killed, or out of memory); it left no checkpoint to go on from" in ended.error.message
 
 
 def test_another_worker_adopts_a_running_job_without_gap_or_repeat(
@@ -205,6 +206,24 @@ def test_a_paused_run_frees_its_slot_and_goes_on_from_its_checkpoint(
     ended = queue.get_job(database, job.id)
     assert (ended.state, ended.runs) == (JobState.SUCCEEDED, 2)
     assert steps_told(database, job) == list(range(1, 61))
+
+
+def test_a_run_on_a_full_disk_is_paused_with_the_reason_and_goes_on_when_resumed(
+    database: Database, make_worker: Callable[[], Worker]
+) -> None:
+    worker = make_worker()
+    job = submit(database, fill_disk=True)
+
+    work_until(worker, paused(database, job))
+
+    waiting = queue.get_job(database, job.id)
+    assert waiting.error is not None
+    assert (waiting.error.code, waiting.pause_requested) == ("disk_full", True)
+    assert events.read(database, job.id)[-1].body["code"] == "disk_full"
+    assert queue.resume(database, job.id).error is None
+    work_until(worker, is_final(database, job))
+    ended = queue.get_job(database, job.id)
+    assert (ended.state, ended.error, queue.deaths(database, job.id)) == (JobState.SUCCEEDED, None, 0)
 
 
 def test_pauses_are_not_counted_as_deaths(database: Database, make_worker: Callable[[], Worker]) -> None:

@@ -16,6 +16,9 @@ class Executor(Protocol):
     def is_alive(self, folder: JobFolder) -> bool:
         """Whether the run in this folder goes on, whoever started it."""
 
+    def exit_code(self, folder: JobFolder) -> int | None:
+        """How the last run in this folder ended, negative for a signal; None where another server started it."""
+
     def ask_to_stop(self, folder: JobFolder, *, pause: bool) -> None:
         """Let the runner end by itself, in order; for a pause it may first write down what it has reached."""
 

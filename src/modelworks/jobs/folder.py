@@ -48,7 +48,10 @@ class StagedDraft:
 
 @dataclass(frozen=True, kw_only=True)
 class RunReport:
-    """How a run ended: exit.json, written last. `outcome` is succeeded, failed, cancelled or paused."""
+    """How a run ended: exit.json, written last. `outcome` is succeeded, failed, cancelled or paused.
+
+    A run may pause by itself: `failure` is then what is in its way.
+    """
 
     run: int
     outcome: str

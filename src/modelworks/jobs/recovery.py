@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from datetime import datetime, timedelta
 from enum import Enum, auto
 
@@ -41,9 +42,20 @@ def next_start(now: datetime, deaths: int, delay_seconds: float) -> datetime:
     return now + timedelta(seconds=min(600.0, delay_seconds * 2 ** (deaths - 1)))
 
 
-def died(deaths: int, tail: str) -> Failure:
+def cause(exit_code: int | None) -> str:
+    """What ended a process, as far as its parent is told."""
+    if exit_code is None:
+        return "killed, or out of memory"
+    if exit_code >= 0:
+        return f"exit status {exit_code}"
+    name = signal.Signals(-exit_code).name
+    return f"{name}: killed, or out of memory" if -exit_code == signal.SIGKILL else name
+
+
+def died(deaths: int, tail: str, exit_code: int | None = None, *, resumable: bool = False) -> Failure:
     last = f"; it last printed:\n{tail}" if tail else "; it printed nothing"
+    then = "a retry goes on from its last checkpoint" if resumable else "it left no checkpoint to go on from"
     return Failure(
         code="runner_died",
-        message=f"the runner died {deaths} times without saying why (killed, or out of memory){last}",
+        message=f"the runner died {deaths} times without saying why ({cause(exit_code)}); {then}{last}",
     )

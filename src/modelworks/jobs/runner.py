@@ -10,12 +10,13 @@ import signal
 import time
 import traceback
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import FrameType
 
 from modelworks.core import clock
-from modelworks.core.errors import Cancelled, ModelworksError
+from modelworks.core.errors import Cancelled, DiskFull, ModelworksError
 from modelworks.core.hashing import digest_of, list_files
 from modelworks.core.nouns import AnyArtifact, Draft, EventType, Failure, JsonObject, JsonValue
 from modelworks.jobs.folder import JobFolder, RunOrder, RunReport, StagedDraft, describe_process
@@ -23,6 +24,7 @@ from modelworks.store.files import sync_tree, told_when_full, write_atomically
 
 logger = logging.getLogger(__name__)
 LEAST_SECONDS_BETWEEN_PROGRESS = 0.2
+NICENESS = 5
 
 
 @dataclass
@@ -87,6 +89,7 @@ def run_job(
 ) -> None:
     """Run the order in `folder` to its end and write how it ended. Never raises for what the job did wrong."""
     write_atomically(folder.process, describe_process())
+    _stand_back()
     _drop_torn_line(folder.events)
     order = folder.read_order()
     context = RunnerContext(folder, order, load_inputs(order.inputs))
@@ -116,6 +119,8 @@ def _outcome(
         return RunReport(run=run, outcome="succeeded", result=result, drafts=drafts)
     except Cancelled:
         return RunReport(run=run, outcome="paused" if context.pausing else "cancelled")
+    except DiskFull as error:
+        return RunReport(run=run, outcome="paused", failure=Failure(code=error.code, message=error.message))
     except ModelworksError as error:
         problems = tuple(str(problem) for problem in error.problems)
         failure = Failure(code=error.code, message=error.message, problems=problems)
@@ -124,6 +129,13 @@ def _outcome(
         traceback.print_exc()
         message = f"{type(error).__name__}: {error}; the whole traceback is in {folder.stdout}"
         return RunReport(run=run, outcome="failed", failure=Failure(code="bug", message=message))
+
+
+def _stand_back() -> None:
+    """Let the server come first where both want a core, and the kernel end us, not it, where memory runs out."""
+    os.nice(NICENESS)
+    with suppress(OSError):  # not Linux
+        Path("/proc/self/oom_score_adj").write_text("500")
 
 
 def _settle(folder: JobFolder, draft: Draft) -> StagedDraft:

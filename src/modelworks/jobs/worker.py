@@ -23,7 +23,7 @@ from modelworks.core.nouns import AnyArtifact, ArtifactKind, EventType, Failure,
 from modelworks.core.states import JobState
 from modelworks.jobs.executor import Executor
 from modelworks.jobs.folder import JobFolder, RunOrder, RunReport, StagedDraft
-from modelworks.jobs.recovery import Action, decide, died, next_start
+from modelworks.jobs.recovery import Action, cause, decide, died, next_start
 from modelworks.store import catalog, events, files
 from modelworks.store import jobs as queue
 from modelworks.store.database import Database
@@ -59,6 +59,8 @@ class Worker:
     settings: WorkerSettings
     # Called with a job's id when it has new events, from the worker's thread.
     notify: Callable[[str], None] = lambda _job_id: None
+    # Who looks after a running job that has no run of its own, by kind; such a job needs no slots.
+    runless: Mapping[str, Callable[[queue.Claim], None]] = field(default_factory=dict)
     # When a run that was asked to stop is ended by force, by job and by what it was asked for.
     _kill_at: dict[tuple[str, bool], float] = field(default_factory=dict)
     _stopping: threading.Event = field(default_factory=threading.Event)
@@ -76,10 +78,15 @@ class Worker:
 
     def step(self) -> None:
         """Look at every running job once, then fill the free slots."""
-        for claim in queue.running(self.database):
-            self._look_after(claim)
+        claims = queue.running(self.database)
+        for claim in claims:
+            if claim.job.kind not in self.runless:
+                self._look_after(claim)
         while (claim_ := queue.claim(self.database, self.settings.slots)) is not None:
             self._start(claim_)
+        for claim in claims:
+            if (look_after := self.runless.get(claim.job.kind)) is not None:
+                look_after(claim)
 
     def folder(self, job_id: str) -> JobFolder:
         return JobFolder(self.settings.home / "jobs" / job_id)
@@ -108,8 +115,9 @@ class Worker:
 
     def _start(self, claim: queue.Claim) -> None:
         job, folder = claim.job, self.folder(claim.job.id)
-        folder.prepare(RunOrder(job_id=job.id, kind=job.kind, run=job.runs, spec=job.spec, inputs=claim.inputs))
-        self.executor.start(folder)
+        if job.kind not in self.runless:
+            folder.prepare(RunOrder(job_id=job.id, kind=job.kind, run=job.runs, spec=job.spec, inputs=claim.inputs))
+            self.executor.start(folder)
         self.notify(job.id)
         logger.info("run started", extra={"job": job.id, "run": job.runs, "kind": job.kind})
 
@@ -132,12 +140,14 @@ class Worker:
         if action is Action.FINISH and report is not None:
             self._end(job, folder, self._ending(job, folder, report))
         elif action is Action.STOP:
-            self._stopped(job, folder, queue.stop_run(self.database, job.id, job.runs))
+            in_the_way = report.failure if report else None
+            self._stopped(job, folder, queue.stop_run(self.database, job.id, job.runs, in_the_way))
         elif action is Action.GIVE_UP:
-            failure = died(deaths, folder.tail(20))
+            resumable = any(folder.checkpoints.glob("checkpoint-*"))
+            failure = died(deaths, folder.tail(20), self.executor.exit_code(folder), resumable=resumable)
             self._end(job, folder, queue.Ending(state=JobState.FAILED, failure=failure))
         else:
-            self._lose(job, deaths)
+            self._lose(job, folder, deaths)
 
     def _press(self, job: Job, folder: JobFolder) -> None:
         """Ask a run to stop, and end it by force when its grace is over: longer for a pause, which writes something."""
@@ -150,9 +160,10 @@ class Worker:
         else:
             self.executor.kill(folder)
 
-    def _lose(self, job: Job, deaths: int) -> None:
+    def _lose(self, job: Job, folder: JobFolder, deaths: int) -> None:
         start = next_start(clock.now(), deaths, self.settings.retry_delay_seconds)
-        reason = f"run {job.runs} died; the job goes on from its last checkpoint or starts again"
+        why = cause(self.executor.exit_code(folder))
+        reason = f"run {job.runs} died ({why}); the job goes on from its last checkpoint or starts again"
         queue.lose_run(self.database, job.id, job.runs, reason=reason, not_before=start)
         self.notify(job.id)
         logger.warning("run lost", extra={"job": job.id, "run": job.runs})

@@ -178,19 +178,24 @@ def end_job(database: Database, job_id: str, run: int, ending: Ending) -> bool:
         return moved
 
 
-def stop_run(database: Database, job_id: str, run: int) -> JobState:
+def stop_run(database: Database, job_id: str, run: int, in_the_way: Failure | None = None) -> JobState:
     """End a run that stopped because it was asked to; return what its job became.
 
     What is asked for now decides: a cancel comes before a pause, and a pause that was taken back, or a stop that
-    nobody here asked for, lets the job go on.
+    nobody here asked for, lets the job go on. A run that something is in the way of pauses unasked.
     """
     with database.write() as connection:
         job = _get(connection, job_id)
-        state = JobState.PAUSED if job.pause_requested else JobState.QUEUED
+        state = JobState.PAUSED if job.pause_requested or in_the_way else JobState.QUEUED
         state = JobState.CANCELLED if job.cancel_requested else state
-        if _move(connection, job_id, run, state, finished_at=clock.now() if state.is_final else None):
-            _close_run(connection, job_id, run, "cancelled" if state.is_final else "paused", None)
-            _tell_state(connection, job_id, state)
+        values: dict[str, object] = {"finished_at": clock.now()} if state.is_final else {}
+        if in_the_way and not state.is_final:
+            values = {"pause_requested": True, "error": asdict(in_the_way)}
+        if _move(connection, job_id, run, state, **values):
+            reason = in_the_way.message if in_the_way else None
+            _close_run(connection, job_id, run, "cancelled" if state.is_final else "paused", reason)
+            facts = {"reason": in_the_way.message, "code": in_the_way.code} if in_the_way else {}
+            _tell_state(connection, job_id, state, **facts)
         return state
 
 
@@ -242,7 +247,7 @@ def resume(database: Database, id_or_alias: str) -> Job:
         job = _going(connection, id_or_alias, "resumed")
         for each in _family(connection, job):
             if each.state is JobState.PAUSED:
-                _put(connection, each.id, JobState.QUEUED, pause_requested=False, not_before=clock.now())
+                _put(connection, each.id, JobState.QUEUED, pause_requested=False, not_before=clock.now(), error=None)
             elif each.state is JobState.RUNNING and each.pause_requested:
                 _note(connection, each.id, "pause taken back", pause_requested=False)
         return _get(connection, job.id)
@@ -321,7 +326,8 @@ def _put(connection: Connection, job_id: str, state: JobState, **values: object)
 
 
 def _note(connection: Connection, job_id: str, message: str, **values: object) -> None:
-    connection.execute(update(jobs).where(jobs.c.id == job_id).values(**values))
+    if values:
+        connection.execute(update(jobs).where(jobs.c.id == job_id).values(**values))
     body: JsonObject = {"message": message, "level": "info"}
     events.append(connection, job_id, [NewEvent(clock.now(), EventType.LOG, body)])
 

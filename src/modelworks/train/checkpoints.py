@@ -77,8 +77,9 @@ def is_full(error: BaseException) -> bool:
     """Whether the operating system had no space left, in the words of any of the libraries that write."""
     if isinstance(error, OSError) and error.errno in {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}:
         return True
-    # safetensors, and torch's archives
-    return any(words in str(error) for words in ("No space left", "File too large", "PytorchStreamWriter failed"))
+    # safetensors, and torch's archives, which do not say why they cannot be written
+    told = ("No space left", "File too large", "PytorchStreamWriter", "inline_container", "iostream error")
+    return any(words in str(error) for words in told)
 
 
 def told_full(folder: Path, needed_bytes: int) -> str:

@@ -64,10 +64,13 @@ class Steady:
     measuring: Callable[[], dict[str, float]]
     # Whether a batch holds two rows of each unit, the second in its second half.
     paired = False
-    # The batches of the step in progress, the number of the last whole one, and the random state between both.
+    # The batches of the step in progress, and the number of the last whole one.
     kept: Sequence[Any] = ()
     kept_at: int = -1
-    drawn: Any = None
+    # Random states: when the step began, when the one before ended (a new epoch lies between), and the newest.
+    begun: Any = None
+    ended: Any = None
+    newest: Any = None
 
     def _send_telemetry(self) -> None:
         pass
@@ -76,24 +79,27 @@ class Steady:
         pass
 
     def _get_train_sampler(self, _: object = None) -> LengthGrouped:
-        return LengthGrouped(self.train_dataset["length"], self.args.per_device_train_batch_size, self.args.seed)
+        rows = self.args.per_device_train_batch_size * self.args.world_size
+        return LengthGrouped(self.train_dataset["length"], rows, self.args.seed)
 
     def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> Tensor:
         if self.kept_at != self.state.global_step:
-            self.kept, self.kept_at, self.drawn = [], self.state.global_step, random_state()
+            self.kept, self.kept_at = [], self.state.global_step
+            self.begun, self.ended = random_state(), self.newest
         self.kept = [*self.kept, inputs]
         self.real_tokens += self.count_tokens(inputs)
         loss = self._compute(model, inputs, num_items_in_batch)
         while loss is None:
             # From the step's beginning: what failed may have added half of its gradients.
             model.zero_grad()
-            set_random_state(self.drawn)
+            set_random_state(self.begun)
             for batch in self.kept:
                 loss = self._compute(model, batch, num_items_in_batch)
                 if loss is None:
                     break
         if not math.isfinite(loss.item()):
-            self._refuse("loss", loss.item())
+            self._refuse("loss", loss.item(), [inputs])
+        self.newest = random_state()
         return loss
 
     def _compute(self, model: Any, inputs: Any, num_items_in_batch: Any) -> Tensor | None:
@@ -163,11 +169,11 @@ class Steady:
     def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
         norm = super()._get_grad_norm(model, grad_norm=grad_norm)  # type: ignore[misc] # the next base has it
         if not math.isfinite(float(norm)):
-            self._refuse("gradient norm", float(norm))
+            self._refuse("gradient norm", float(norm), self.kept)
         return norm
 
-    def _refuse(self, what: str, value: float) -> None:
-        lines = sorted(line for batch in self.kept if "lines" in batch for line in batch["lines"])
+    def _refuse(self, what: str, value: float, batches: Sequence[Any]) -> None:
+        lines = sorted(line for batch in batches if "lines" in batch for line in batch["lines"])
         rows = f", in rows {', '.join(str(line) for line in lines)} of the data" if lines else ""
         last = checkpoints.newest(Path(self.args.output_dir))
         kept = f"the checkpoint of step {step_of(last)} is kept; " if last else ""
@@ -191,7 +197,7 @@ class Steady:
         """Write the checkpoint of the last whole step as if the one in progress had not begun."""
         folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
         if self.kept_at == self.state.global_step and not (folder / checkpoints.MANIFEST).exists():
-            set_random_state(self.drawn)
+            set_random_state(self.ended)
             self._save_checkpoint(self.model, None)
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
@@ -224,7 +230,7 @@ class Steady:
 
 def train_or_resume(job: JobContext, trainer: Any, checkpoint: Path | None) -> None:
     first = microbatches.UNLIMITED if trainer.paired else microbatches.FIRST_TOKENS[trainer.args.device.type]
-    budget = trainer.budget = Budget.read(job.checkpoints / "memory.json", first)
+    budget = trainer.budget = Budget.read(job.checkpoints / _memory_file(trainer), first)
     if budget.begin():
         budget.tokens = max(1, min(budget.tokens, first) // 2)
         budget.save()
@@ -236,6 +242,7 @@ def train_or_resume(job: JobContext, trainer: Any, checkpoint: Path | None) -> N
     watched = network.register_forward_pre_hook(lambda *_: job.check())
     try:
         if checkpoint is None:
+            trainer.newest = random_state()
             trainer.train()
         else:
             job.log(f"resuming from step {step_of(checkpoint)}")
@@ -247,6 +254,12 @@ def train_or_resume(job: JobContext, trainer: Any, checkpoint: Path | None) -> N
     finally:
         watched.remove()
         budget.end()
+
+
+def _memory_file(trainer: Any) -> str:
+    """Each process remembers for itself."""
+    rank = trainer.args.process_index
+    return f"memory-{rank}.json" if rank else "memory.json"
 
 
 def enable_checkpointing(network: Any) -> None:

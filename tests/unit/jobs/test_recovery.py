@@ -41,5 +41,10 @@ def test_the_delay_doubles_up_to_ten_minutes() -> None:
     ]  # fmt: skip
 
 
-def test_the_failure_names_the_last_lines() -> None:
-    assert "it last printed:\nboom" in died(3, "boom").message
+def test_the_failure_names_the_signal_what_is_left_and_the_last_lines() -> None:
+    killed = died(3, "boom", -9, resumable=True).message
+
+    assert "(SIGKILL: killed, or out of memory); a retry goes on from its last checkpoint" in killed
+    assert "it last printed:\nboom" in killed
+    assert "(exit status 1); it left no checkpoint" in died(3, "", 1).message
+    assert "(SIGSEGV)" in died(3, "", -11).message

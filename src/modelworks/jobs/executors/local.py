@@ -21,6 +21,7 @@ class LocalExecutor:
     environment: Mapping[str, str]
     # Our own children, to be reaped; adopted runners are not among them.
     children: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
+    exit_codes: dict[str, int] = field(default_factory=dict)
 
     def start(self, folder: JobFolder) -> None:
         lock = folder.take_lock()
@@ -45,9 +46,13 @@ class LocalExecutor:
 
     def is_alive(self, folder: JobFolder) -> bool:
         child = self.children.get(str(folder.path))
-        if child is not None and child.poll() is not None:
+        if child is not None and (code := child.poll()) is not None:
+            self.exit_codes[str(folder.path)] = code
             del self.children[str(folder.path)]
         return folder.is_locked()
+
+    def exit_code(self, folder: JobFolder) -> int | None:
+        return self.exit_codes.pop(str(folder.path), None)
 
     def ask_to_stop(self, folder: JobFolder, *, pause: bool) -> None:
         leader = _leader(folder)
