@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from modelworks.merge import factors
-from modelworks.merge.factors import Cut, Factors, decompose
+from modelworks.merge.factors import Factors, RankCut, decompose
 
 
 def decaying(rows: int, columns: int, by: float) -> torch.Tensor:
@@ -29,7 +29,7 @@ def test_the_error_is_the_least_and_is_told(
     monkeypatch.setattr(factors, "_SMALL", small)
     matrix = decaying(*shape, 0.97)
 
-    found = decompose(matrix, Cut(rank=12), "x")
+    found = decompose(matrix, RankCut(rank=12), "x")
 
     assert found.rank == 12
     assert found.error == pytest.approx(best(matrix, 12), rel=0.01)
@@ -41,19 +41,19 @@ def test_energy_asks_for_as_many_ranks_as_it_takes(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(factors, "_SMALL", small)
     matrix = decaying(500, 450, 0.9)
 
-    found = decompose(matrix, Cut(energy=0.95), "x")
+    found = decompose(matrix, RankCut(energy=0.95), "x")
 
     # The squares fall by 0.81 a step, so the share of the first r is 1 - 0.81^r, at least 0.95 from r = 15 on.
     assert found.rank == 15
     assert found.error**2 == pytest.approx(0.81**15, rel=1e-3)
-    assert decompose(matrix, Cut(energy=0.95, rank=4), "x").rank == 4
+    assert decompose(matrix, RankCut(energy=0.95, rank=4), "x").rank == 4
 
 
 def test_the_same_matrix_gives_the_same_factors(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(factors, "_SMALL", 0)
     matrix = decaying(300, 200, 0.95)
 
-    one, other = (decompose(matrix, Cut(rank=3), "x") for _ in range(2))
+    one, other = (decompose(matrix, RankCut(rank=3), "x") for _ in range(2))
 
     assert torch.equal(one.left, other.left)
 
@@ -65,6 +65,6 @@ def test_factors_that_add_up_to_nothing_stay_one_rank_of_zeros() -> None:
 
     assert added.rank
     assert not (added.left @ added.right).any()
-    cut = factors.recompress(added, Cut(rank=1))
+    cut = factors.recompress(added, RankCut(rank=1))
     assert (cut.rank, cut.error) == (1, 0.0)
-    assert decompose(torch.zeros(4, 3), Cut(rank=2), "x").error == 0.0
+    assert decompose(torch.zeros(4, 3), RankCut(rank=2), "x").error == 0.0

@@ -14,6 +14,7 @@ from artifacts import as_adapter, as_model
 from fakes import FakeJob
 from modelworks.core.errors import Invalid
 from modelworks.core.nouns import AnyArtifact
+from modelworks.merge.engine import CHUNK_ELEMENTS
 from modelworks.merge.plan import make_plan
 from modelworks.merge.run import run
 from modelworks.merge.spec import MergeSpec
@@ -65,7 +66,9 @@ def merge_artifacts(
     base, *models = inputs
     body = {"method": ours, "base": base, "models": models, "params": params, **spec}
     job = FakeJob(root / f"{ours}-{chunk}", inputs)
-    run(MergeSpec.model_validate(body), job, chunk)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(CHUNK_ELEMENTS, "cpu", chunk)
+        run(MergeSpec.model_validate(body), job)
     assert json.loads((job.drafts[0].folder / "config.json").read_text())["dtype"] == "bfloat16"
     merged: reference.Weights = load_file(job.drafts[0].folder / "model.safetensors")
     return merged

@@ -14,6 +14,7 @@ from artifacts import as_adapter, as_model
 from fakes import FakeJob
 from modelworks.core.errors import Invalid
 from modelworks.core.nouns import AnyArtifact, Model
+from modelworks.merge.engine import CHUNK_ELEMENTS
 from modelworks.merge.pieces import Pieces
 from modelworks.merge.plan import BASE, Plan, Source, make_plan
 from modelworks.merge.run import run
@@ -67,7 +68,9 @@ def planned(inputs: Mapping[str, AnyArtifact], tokenizer: Any, **spec: Any) -> P
 def merged(inputs: Mapping[str, AnyArtifact], folder: Path, chunk: int = 1 << 18, **spec: Any) -> Path:
     body = {"base": "base", "models": ["one", "two"], "method": "task_arithmetic", "dtype": "float32", **spec}
     job = FakeJob(folder, dict(inputs))
-    run(MergeSpec.model_validate(body), job, chunk)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(CHUNK_ELEMENTS, "cpu", chunk)
+        run(MergeSpec.model_validate(body), job)
     return job.drafts[0].folder
 
 
