@@ -1,6 +1,6 @@
 # The same words for people and for CI. `make help` lists them.
 .DEFAULT_GOAL := help
-.PHONY: help setup demo check test e2e bench bench-merge docs clean
+.PHONY: help setup demo check types floors unit test e2e bench bench-merge docs clean
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
@@ -32,12 +32,20 @@ demo: setup ## Fine-tune two experts, merge them, evaluate, serve, ask: the main
 check: setup ## Lint, types, import rules and unit tests: under two minutes
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check --quiet .
+	@$(MAKE) --no-print-directory --output-sync -j 3 types floors unit
+
+types floors unit: setup
+types:
 	$(BIN)/mypy
+floors:
 	$(BIN)/lint-imports
+unit:
 	OMP_NUM_THREADS=1 $(PYTEST) -n 2 --dist loadfile tests/unit tests/test_house.py
 
-test: check ## Everything CI runs: check, then integration, contract and property tests
-	$(PYTEST) tests/integration tests/contract tests/property
+# The contract tests need the ports that the five documents name, so they run alone.
+test: check ## Everything CI runs: check, then integration, property and contract tests
+	OMP_NUM_THREADS=1 $(PYTEST) -n 2 --dist loadfile tests/integration tests/property
+	$(PYTEST) tests/contract
 
 e2e: setup ## The demo twice in a fresh workspace, as a user runs it
 	$(PYTEST) tests/e2e --timeout=1800
