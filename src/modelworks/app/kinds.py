@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Generic, TypeVar
 
+from modelworks.app.catalog import Shelf
 from modelworks.core.context import JobContext
 from modelworks.core.nouns import AnyArtifact, JsonObject
 from modelworks.core.registry import choose
@@ -15,6 +16,7 @@ from modelworks.merge.spec import MergeSpec
 from modelworks.search.spec import SearchSpec
 from modelworks.train.rewards import files_named
 from modelworks.train.spec import TrainSpec
+from modelworks.weights.export import ExportSpec, file_size
 from modelworks.weights.pull import PullSpec, published_name
 
 S = TypeVar("S", bound=Spec)
@@ -36,6 +38,8 @@ class JobKind(Generic[S]):
     output_name: Callable[[S], str | None]
     # Room on the disk, in bytes, beyond a reserve.
     space: Callable[[S, Inputs], int]
+    # Further names it will publish under, by shelf.
+    also: Callable[[S], Mapping[Shelf, tuple[str, ...]]] = lambda _spec: {}
     # What the spec leaves to us, decided: it is kept with the job.
     settle: Callable[[S, Inputs], JsonObject] = lambda _spec, _inputs: {}
 
@@ -56,6 +60,11 @@ def _run_train(spec: TrainSpec, job: JobContext) -> JsonObject:
     from modelworks.train.run import run
 
     return run(spec, job)
+
+
+def _also_trained(spec: TrainSpec) -> Mapping[Shelf, tuple[str, ...]]:
+    merged, file = spec.merge and spec.tuning == "lora", spec.export_gguf is not None
+    return {"models": (spec.merged_name,) * merged, "files": (spec.gguf_name,) * file}
 
 
 def _check_merge(spec: MergeSpec, inputs: Inputs) -> None:
@@ -106,6 +115,18 @@ def _run_pull(spec: PullSpec, job: JobContext) -> JsonObject:
     return run(spec, job)
 
 
+def _check_export(spec: ExportSpec, inputs: Inputs) -> None:
+    from modelworks.weights.export import check
+
+    check(spec, inputs)
+
+
+def _run_export(spec: ExportSpec, job: JobContext) -> JsonObject:
+    from modelworks.weights.export import run
+
+    return run(spec, job)
+
+
 def _compute(spec: TrainSpec | MergeSpec | EvaluateSpec, slots: Mapping[str, int]) -> dict[str, int]:
     on_gpu = spec.device == "cuda" or (spec.device == "auto" and slots.get("gpu", 0) > 0)
     return {"gpu": 1} if on_gpu else {"cpu": 1}
@@ -130,6 +151,7 @@ KINDS: Mapping[str, JobKind[Any]] = {
             # Checkpoints hold weights and optimizer; three times the model is never too little for a full fine-tune.
             space=lambda spec, inputs: 3 * inputs[spec.model].size_bytes,
             settle=_settle_train,
+            also=_also_trained,
         ),
         JobKind(
             name="merge",
@@ -161,6 +183,17 @@ KINDS: Mapping[str, JobKind[Any]] = {
             needs=_compute,
             output_name=lambda _spec: None,
             space=lambda _spec, _inputs: 0,
+        ),
+        JobKind(
+            name="export",
+            spec=ExportSpec,
+            names=lambda spec: {"models": (spec.model,)},
+            check=_check_export,
+            run=_run_export,
+            needs=lambda _spec, _slots: {"io": 1},
+            output_name=lambda _spec: None,
+            also=lambda spec: {"files": (spec.published_name,)},
+            space=file_size,
         ),
         JobKind(
             name="pull",

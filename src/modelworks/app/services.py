@@ -228,16 +228,26 @@ class Services:
     def _choose_name(self, kind: JobKind[Any], spec: Spec) -> JsonObject:
         """The spec as it is kept, with the name it will publish under."""
         dumped: JsonObject = spec.model_dump(mode="json")
-        wanted = kind.output_name(spec)
-        if wanted is None:
-            return dumped
-        if dumped["name"] is None and kind.name != "pull":
+        wanted, replace = kind.output_name(spec), bool(dumped.get("replace"))
+        is_ours = wanted is not None and dumped["name"] is None and kind.name != "pull"
+        if wanted is not None:
             # The user left the name to us: a number behind it is better than a refusal.
-            return dumped | {"name": self.catalog.unused_name("models", wanted)}
-        replace = bool(dumped.get("replace"))
-        self.catalog.check_free("models", wanted, replace=replace)
-        going = (claim.job for claim in queue.unfinished(self.database))
-        taken = next((job for job in going if job.spec.get("name") == wanted), None)
-        if taken is not None and not replace:
-            raise Conflict(f"job {taken.id}, which is {taken.state}, will publish {wanted!r}; choose another name")
-        return dumped | {"name": wanted}
+            dumped["name"] = self.catalog.unused_name("models", wanted) if is_ours else wanted
+            spec = spec.model_copy(update={"name": dumped["name"]})
+        names = _names_of(kind, spec)
+        for shelf, name in names:
+            self.catalog.check_free(shelf, name, replace=replace)
+        for job in () if replace or is_ours else (claim.job for claim in queue.unfinished(self.database)):
+            other = kind_named(job.kind)
+            both = names & _names_of(other, parse_spec(other.spec, job.spec))
+            if both:
+                name = min(both)[1]
+                raise Conflict(f"job {job.id}, which is {job.state}, will publish {name!r}; choose another name")
+        return dumped
+
+
+def _names_of(kind: JobKind[Any], spec: Spec) -> set[tuple[Shelf, str]]:
+    """What a job will publish, by shelf."""
+    name = kind.output_name(spec)
+    further = {(shelf, each) for shelf, names in kind.also(spec).items() for each in names}
+    return further | ({("models", name)} if name else set())
