@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Generic, TypeVar
 
 from modelworks.app.catalog import Shelf
 from modelworks.core.context import JobContext
+from modelworks.core.errors import Unsupported
 from modelworks.core.nouns import AnyArtifact, JsonObject
 from modelworks.core.registry import choose
 from modelworks.core.spec import Spec
 from modelworks.evaluate.spec import EvaluateSpec
 from modelworks.merge.spec import MergeSpec
 from modelworks.search.spec import SearchSpec
+from modelworks.search.sweep import Child, SweepSpec, children
 from modelworks.train.rewards import files_named
 from modelworks.train.spec import TrainSpec
 from modelworks.weights.export import ExportSpec, file_size
@@ -42,6 +44,8 @@ class JobKind(Generic[S]):
     also: Callable[[S], Mapping[Shelf, tuple[str, ...]]] = lambda _spec: {}
     # What the spec leaves to us, decided: it is kept with the job.
     settle: Callable[[S, Inputs], JsonObject] = lambda _spec, _inputs: {}
+    # The trainings that such a job, called so, consists of; it has no run of its own then.
+    children: Callable[[S, str], Sequence[Child]] = lambda _spec, _name: ()
 
 
 def _check_train(spec: TrainSpec, inputs: Inputs) -> None:
@@ -103,6 +107,10 @@ def _run_search(spec: SearchSpec, job: JobContext) -> JsonObject:
     return run(spec, job)
 
 
+def _run_sweep(_spec: SweepSpec, _job: JobContext) -> JsonObject:
+    raise Unsupported("a sweep has no run of its own; its trainings have")
+
+
 def _check_pull(spec: PullSpec, _inputs: Inputs) -> None:
     from modelworks.weights.pull import check
 
@@ -152,6 +160,18 @@ KINDS: Mapping[str, JobKind[Any]] = {
             space=lambda spec, inputs: 3 * inputs[spec.model].size_bytes,
             settle=_settle_train,
             also=_also_trained,
+        ),
+        JobKind(
+            name="sweep",
+            spec=SweepSpec,
+            # Names, slots and room are its trainings' affair.
+            names=lambda _spec: {},
+            check=lambda _spec, _inputs: None,
+            run=_run_sweep,
+            needs=lambda _spec, _slots: {},
+            output_name=lambda spec: spec.published_name,
+            space=lambda _spec, _inputs: 0,
+            children=children,
         ),
         JobKind(
             name="merge",

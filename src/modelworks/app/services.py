@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from modelworks.app.catalog import Catalog, Shelf
@@ -63,14 +63,14 @@ class Services:
         job_id: str | None = None,
         labels: JsonObject | None = None,
     ) -> Job:
-        """Check a request as far as can be without starting it, and queue it.
+        """Check a request as far as can be without starting it, and queue it; a training with a sweep as the sweep.
 
         Raises:
             Invalid: with every problem of the spec, its names and its inputs at once.
             Conflict: the name it would publish is taken, or the idempotency key belongs to another request.
             OutOfSpace: its output would not fit.
         """
-        kind = kind_named(kind_name)
+        kind = kind_named("sweep" if kind_name == "train" and "sweep" in body else kind_name)
         spec = parse_spec(kind.spec, body, where=kind.name)
         if not -100 <= priority <= 100:
             raise Invalid(f"priority {priority} is not between -100 and 100")
@@ -79,20 +79,48 @@ class Services:
             earlier = queue.earlier_request(self.database, idempotency_key, kind.name, request)
             if earlier is not None:
                 return earlier
+        new = replace(
+            self._accept(kind, spec, priority), aliases=aliases, idempotency_key=idempotency_key,
+            id=job_id or new_id(), request=request, labels=labels or {},
+        )  # fmt: skip
+        children = self._children(kind, spec, new)
+        if children:
+            new = replace(new, labels=new.labels | {queue.CHILDREN: [child.id for child in children]})
+        return queue.insert_job(self.database, new, children)
+
+    def _accept(self, kind: JobKind[Any], spec: Spec, priority: int) -> queue.NewJob:
         inputs = self.inputs(kind, spec)
         kind.check(spec, inputs)
         needs = self._needs(kind, spec)
         named = self._choose_name(kind, spec)
-        if output_dir := request.get("output_dir"):
+        if output_dir := named.get("output_dir"):
             self.catalog.check_output(str(output_dir))
         files.check_space(self.settings.home, kind.space(spec, inputs))
-        new = queue.NewJob(
+        return queue.NewJob(
             kind=kind.name, spec=named | kind.settle(spec, inputs), needs=needs, priority=priority,
-            inputs={name: shelf_queries.to_json(found) for name, found in inputs.items()}, aliases=aliases,
-            idempotency_key=idempotency_key,
-            id=job_id, request=request, labels=labels or {},
+            inputs={name: shelf_queries.to_json(found) for name, found in inputs.items()},
         )  # fmt: skip
-        return queue.insert_job(self.database, new)
+
+    def _children(self, kind: JobKind[Any], spec: Spec, parent: queue.NewJob) -> list[queue.NewJob]:
+        """The jobs that a job consists of; what is wrong with any of them is told at once."""
+        accepted: list[queue.NewJob] = []
+        wrong: dict[str, tuple[ModelworksError, str]] = {}
+        wanted = kind.children(spec, str(parent.spec.get("name")))
+        # Of one moment, so only sorted they go in their order.
+        for child_id, child in zip(sorted(new_id() for _ in wanted), wanted, strict=True):
+            try:
+                new = self._accept(kind_named("train"), child.spec, parent.priority)
+            except ModelworksError as error:
+                wrong.setdefault(error.message, (error, child.label))
+                continue
+            labels: JsonObject = {kind.name: parent.id, "values": child.values}
+            accepted.append(replace(new, id=child_id, labels=labels))
+        if len(wrong) == 1:
+            raise next(iter(wrong.values()))[0]
+        if wrong:
+            problems = tuple(Problem(where, message) for message, (_, where) in wrong.items())
+            raise Invalid("; ".join(map(str, problems)), problems=problems)
+        return accepted
 
     def job(self, id_or_alias: str) -> Job:
         return queue.get_job(self.database, id_or_alias)
@@ -113,9 +141,10 @@ class Services:
     def cancel(self, id_or_alias: str, wait_seconds: float = CANCEL_WAIT_SECONDS) -> Job:
         """Cancel a job and return the state that won. Blocks until the run is gone, or `wait_seconds` are over."""
         job = queue.request_cancel(self.database, id_or_alias)
-        if job.state is JobState.CANCELLED:
-            # It did not run: nobody else removes what its earlier runs left.
-            self.folder(job.id).clean(keep_checkpoints=False)
+        for each in (job, *queue.children(self.database, job)):
+            if each.state is JobState.CANCELLED:
+                # It did not run: nobody else removes what its earlier runs left.
+                self.folder(each.id).clean(keep_checkpoints=False)
         return job if job.state.is_final else self.wait(job.id, wait_seconds)
 
     def pause(self, id_or_alias: str, wait_seconds: float = PAUSE_WAIT_SECONDS) -> Job:

@@ -11,6 +11,7 @@ from functools import partial
 from modelworks.app.catalog import Catalog
 from modelworks.app.live import ENGINE
 from modelworks.app.services import Services
+from modelworks.app.sweeping import Sweeps
 from modelworks.app.training_log import TrainingFiles
 from modelworks.core.config import Settings, child_environment, count_gpus
 from modelworks.core.registry import choose, find_plugins
@@ -88,5 +89,6 @@ def open_app(settings: Settings) -> App:
             cancel_grace_seconds=settings.cancel_grace_seconds,
         ),
         notify=notify,
+        runless={"sweep": Sweeps(database, settings.home, notify).look_after},
     )
     return App(services, worker)

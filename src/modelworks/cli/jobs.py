@@ -22,7 +22,7 @@ def jobs() -> None:
 
 @jobs.command(name="ls", example="modelworks jobs ls --state failed --json")
 @click.option("--state", type=click.Choice(STATES), multiple=True, help="Only these.")
-@click.option("--kind", metavar="KIND", help="Only pull, train, merge or evaluate.")
+@click.option("--kind", metavar="KIND", help="Only pull, train, sweep, merge, search or evaluate.")
 @click.option("--limit", type=int, default=100, metavar="N", show_default=True, help="At most so many, newest first.")
 @click.option("--before", metavar="JOB", help="Only jobs older than this one.")
 @pass_session
@@ -58,7 +58,7 @@ def show_job(session: Session, job_id: str) -> None:
     if job.error is not None:
         facts |= {"error": f"{job.error.message} ({job.error.code})", "problems": "\n".join(job.error.problems)}
     result = job.result or {}
-    table = {"evaluate": render.evaluation, "search": render.leaderboard}.get(job.kind) if result else None
+    table = render.TABLES.get(job.kind) if result else None
     facts |= {f"spec.{key}": value for key, value in job.spec.items()}
     facts |= {} if table else {f"result.{key}": value for key, value in result.items()}
     render.print_facts(facts)

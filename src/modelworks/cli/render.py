@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, TextIO
 
@@ -155,6 +155,28 @@ def leaderboard(result: Mapping[str, Any]) -> tuple[list[str], list[list[object]
         for row in rows
     ]  # fmt: skip
     return headings, lines
+
+
+def sweep(result: Mapping[str, Any]) -> tuple[list[str], list[list[object]]]:
+    """The table of a sweep: a line for each training, best first; its values, what it came to, and what went wrong."""
+    rows, chosen = result["table"], result.get("metric")
+    values = list(dict.fromkeys(field for row in rows for field in row["values"]))
+    measured = dict.fromkeys(name for row in rows for name in row["metrics"])
+    metrics = [name for name in dict.fromkeys([chosen, *measured]) if name in measured]
+    headings = ["rank", "name", *values, *metrics, "seconds", ""]
+    lines = [
+        [rank, row["name"], *(row["values"].get(field) for field in values),
+         *(row["metrics"].get(name) for name in metrics), row["seconds"],
+         row.get("problem") or ("" if row["state"] == "succeeded" else row["state"])]
+        for rank, row in enumerate(rows, start=1)
+    ]  # fmt: skip
+    return headings, lines
+
+
+# By kind of job, the table that its result is.
+TABLES: Mapping[str, Callable[[Mapping[str, Any]], tuple[list[str], list[list[object]]]]] = {
+    "evaluate": evaluation, "search": leaderboard, "sweep": sweep,
+}  # fmt: skip
 
 
 def lineage(node: LineageNode) -> Tree:

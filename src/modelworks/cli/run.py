@@ -53,15 +53,21 @@ def pull(session: Session, body: dict[str, object], **asked: Any) -> None:
 
 
 @click.command(
-    cls=SpecCommand, kind="train", name="train", short_help="Fine-tune a model on a dataset.",
-    example=("modelworks train spec.yaml", "modelworks train --model smollm2-135m --dataset shell --name mine/shell"),
+    cls=SpecCommand, kind="sweep", name="train", short_help="Fine-tune a model on a dataset.",
+    example=(
+        "modelworks train spec.yaml", "modelworks train --model smollm2-135m --dataset shell --name mine/shell",
+        "modelworks train spec.yaml --sweep lr=1e-4,2e-4 lora_r=8,16",
+    ),
 )  # fmt: skip
 @spec_file
 @queueing_options
 @waiting_options
 @pass_session
 def train(session: Session, body: dict[str, object], **asked: Any) -> None:
-    """Fine-tune a model on a dataset. Options go over what the file says."""
+    """Fine-tune a model on a dataset; with --sweep once for each combination of values, and the best gets the name.
+
+    Options go over what the file says.
+    """
     submit(session, "train", body, **asked)
 
 
@@ -136,6 +142,10 @@ def print_outcome(job: Job) -> None:
     if job.kind == "evaluate":
         headings, rows = render.evaluation(result)
         render.print_table(headings, rows)
+        return
+    if job.kind == "sweep":
+        render.print_table(*render.sweep(result))
+        click.echo(f"\n{result['name']} is {result['best']}: best {result['metric']}")
         return
     if job.kind == "search":
         render.print_table(*render.leaderboard(result))

@@ -112,6 +112,10 @@ class Child:
     values: JsonObject
     spec: TrainSpec
 
+    @property
+    def label(self) -> str:
+        return label(self.values)
+
 
 def children(spec: SweepSpec, name: str) -> list[Child]:
     """Every training of a sweep that is to be called `name`, the last field changing fastest."""

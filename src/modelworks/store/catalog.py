@@ -157,10 +157,10 @@ def has_made(database: Database, job_id: str, kind: ArtifactKind) -> bool:
 
 
 def made_by(database: Database, home: Path, job_id: str) -> list[AnyArtifact]:
-    """What a job published, removed or not, in order."""
-    query = select(artifacts).where(artifacts.c.job_id == job_id).order_by(artifacts.c.number)
+    """What a job published and is still there, in order."""
+    query = select(artifacts).where(artifacts.c.job_id == job_id, artifacts.c.removed_at.is_(None))
     with database.read() as connection:
-        rows = connection.execute(query).mappings().all()
+        rows = connection.execute(query.order_by(artifacts.c.number)).mappings().all()
         return [_artifact(row, home, _parents_of(connection, row["id"])) for row in rows]
 
 
