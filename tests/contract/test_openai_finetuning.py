@@ -226,11 +226,62 @@ def test_preferences_are_learned_by_dpo(client: openai.OpenAI, services: Service
         train(client, method=method)
 
 
+def test_reinforcement_grades_answers_by_the_rows_other_columns(client: openai.OpenAI, services: Services) -> None:
+    asked = [{"messages": [{"role": "user", "content": f"{n} + 1?"}], "answer": str(n + 1)} for n in range(8)]
+    grader = {
+        "type": "string_check", "name": "sum", "input": "{{sample.output_text}}", "reference": "{{item.answer}}",
+        "operation": "eq",
+    }  # fmt: skip
+    hyperparameters = {"batch_size": 3, "compute_multiplier": 2, "eval_samples": 5, "learning_rate_multiplier": 2}
+    method: Any = {"type": "reinforcement", "reinforcement": {"grader": grader, "hyperparameters": hyperparameters}}
+
+    sent = send(client, asked)
+    job = train(client, training_file=sent, method=method)
+
+    spec = services.job(job.id).spec
+    assert (spec["strategy"], spec["learning_rate"], spec["dataset"]) == ("grpo", 2e-5, f"{sent}.prompts")
+    assert spec["params"] == {"num_generations": 8, "eval_samples": 5, "grader": grader}
+    # three prompts a step, each with eight answers
+    assert (spec["per_device_train_batch_size"], spec["gradient_accumulation_steps"]) == (8, 3)
+    assert services.catalog.dataset(f"{sent}.prompts").format == "prompt"
+    told = job.to_dict()["method"]
+    assert isinstance(told, dict)
+    assert (told["type"], told["reinforcement"]["grader"]) == ("reinforcement", grader)
+    assert told["reinforcement"]["hyperparameters"] == {
+        "n_epochs": 1, "batch_size": 3, "learning_rate_multiplier": 2, "compute_multiplier": 2, "eval_interval": "auto",
+    }  # fmt: skip
+    assert services.job(train(client, training_file=send(client), method=method).id).spec["strategy"] == "grpo"
+    with pytest.raises(openai.BadRequestError, match="ends with a user message"):
+        train(client, training_file=sent)
+
+
+def graded(**grader: Any) -> dict[str, Any]:
+    return {"method": {"type": "reinforcement", "reinforcement": {"grader": grader}}}
+
+
+CHECK = {"type": "string_check", "name": "a", "input": "{{sample.output_text}}", "reference": "x", "operation": "eq"}
+
+
 @pytest.mark.parametrize(
     ("fields", "status", "param", "says"),
     [
         ({"integrations": [{"type": "wandb", "wandb": {"project": "p"}}]}, 501, "integrations", "leave it out"),
-        ({"method": {"type": "reinforcement"}}, 501, "method.type", "supervised or dpo"),
+        ({"method": {"type": "reinforcement"}}, 400, "method.reinforcement.grader", "what a good answer is"),
+        (graded(type="python", name="a", source="x"), 501, "method.reinforcement.grader", "no code of a caller's"),
+        (
+            graded(type="multi", graders={"a": {"type": "score_model"}}, calculate_output="a"),
+            501,
+            "method.reinforcement.grader",
+            "no model is asked",
+        ),
+        (graded(**CHECK | {"operation": "is"}), 400, "grader.string_check.operation", "'ilike'"),
+        (graded(**CHECK | {"input": "{{sample.choices}}"}), 400, "params.grader.input", "output_text"),
+        (
+            graded(type="multi", graders={"a": CHECK}, calculate_output="__import__('os')"),
+            400,
+            "params.grader.calculate_output",
+            "no arithmetic",
+        ),
         ({"method": {"type": "dpo", "supervised": {}}}, 400, "method.supervised", "give one"),
         ({"method": {"type": "supervised"}, "hyperparameters": {}}, 400, "hyperparameters", "method alone"),
         ({"hyperparameters": {"n_epochs": 0}}, 400, "hyperparameters.n_epochs", "greater than or equal to 1"),

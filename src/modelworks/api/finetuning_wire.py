@@ -13,7 +13,9 @@ from modelworks.core.states import JobState
 
 T = TypeVar("T")
 _EVENT_ID = re.compile(r"ftevent-(.+)-(\d{1,9})")
-_METHODS = {"sft": "supervised", "qlora": "supervised"}
+_METHODS = {"sft": "supervised", "qlora": "supervised", "grpo": "reinforcement"}
+# The hyperparameters that any method has.
+_COMMON = ("n_epochs", "batch_size", "learning_rate_multiplier")
 _LEVELS = {"warning": "warn", "error": "error"}
 _METRICS = {"loss": "train_loss", "mean_token_accuracy": "train_mean_token_accuracy"}
 _STATES = {
@@ -47,7 +49,9 @@ def job_object(
     """A training in OpenAI's words; one that came by another door has the name of its dataset for a file."""
     spec, asked = job.spec, _asked(job)
     method = _METHODS.get(str(spec["strategy"]), str(spec["strategy"]))
-    three = {key: value for key, value in hyperparameters.items() if key != "beta"}
+    three = {key: hyperparameters[key] for key in _COMMON}
+    params = spec.get("params")
+    grader = {"grader": params["grader"]} if isinstance(params, dict) and params.get("grader") else {}
     failed = job.error if job.state is JobState.FAILED else None
     return {
         "id": JOB_PREFIX + job.id, "object": "fine_tuning.job", "created_at": int(job.created_at.timestamp()),
@@ -56,7 +60,7 @@ def job_object(
         "fine_tuned_model": _published(job), "status": job.state.value,
         "training_file": asked.get("training_file", spec["dataset"]), "validation_file": asked.get("validation_file"),
         "result_files": [file.name for file in results], "hyperparameters": dict(three), "seed": spec["seed"],
-        "method": {"type": method, method: {"hyperparameters": hyperparameters}},
+        "method": {"type": method, method: {"hyperparameters": hyperparameters, **grader}},
         "trained_tokens": _trained_tokens(job), "integrations": [], "metadata": asked.get("metadata"),
         "error": {"code": failed.code, "message": failed.message, "param": None} if failed else None,
         "user_provided_suffix": asked.get("suffix"),

@@ -5,15 +5,26 @@ from __future__ import annotations
 import csv
 import re
 from collections.abc import Callable, Mapping
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any
 
-from pydantic import BeforeValidator, Field, StringConstraints
+from pydantic import Field, StringConstraints
 
-from modelworks.app.openai_files import RESULTS, add_file, dataset_of, list_files
+from modelworks.app.openai_files import ALL_ROWS, PROMPTS, RESULTS, add_file, dataset_of, list_files
 from modelworks.app.services import Services
+from modelworks.app.tuning_methods import (
+    ANSWERS_A_PROMPT,
+    STRATEGIES,
+    Dpo,
+    Hyperparameters,
+    Method,
+    Supervised,
+    refused,
+    training_words,
+    with_grader,
+)
 from modelworks.core.errors import Invalid, NotFound, Problem, Unsupported
 from modelworks.core.ids import NAME_PATTERN, new_id
-from modelworks.core.nouns import ArtifactKind, Event, EventType, File, Job, JsonObject, JsonValue
+from modelworks.core.nouns import Event, EventType, File, Job, JsonObject, JsonValue
 from modelworks.core.registry import nearest
 from modelworks.core.spec import Spec, parse_spec
 from modelworks.core.states import JobState
@@ -23,40 +34,10 @@ from modelworks.train.spec import TrainSpec
 
 JOB_PREFIX = "ftjob-"
 ORGANIZATION = "modelworks"
-# Rows computed together; a larger batch is added up.
-ROWS_AT_ONCE = 8
 TOLD = (EventType.STATE, EventType.METRIC, EventType.LOG, EventType.ARTIFACT)
 # What has a word of OpenAI's, or is chosen here.
 NOT_EXTENSIONS = {"model", "dataset", "seed", "name", "replace", "output_dir"}
 _BASE = re.compile(rf"{NAME_PATTERN}(/{NAME_PATTERN})?")
-
-T = TypeVar("T")
-Auto = Annotated[T | None, BeforeValidator(lambda value: None if value == "auto" else value)]
-
-
-class Hyperparameters(Spec):
-    n_epochs: Auto[Annotated[int, Field(ge=1, le=50)]] = None
-    batch_size: Auto[Annotated[int, Field(ge=1, le=256)]] = None
-    learning_rate_multiplier: Auto[Annotated[float, Field(gt=0)]] = None
-
-
-class DpoHyperparameters(Hyperparameters):
-    beta: Auto[Annotated[float, Field(gt=0, le=2)]] = None
-
-
-class Supervised(Spec):
-    hyperparameters: Hyperparameters = Hyperparameters()
-
-
-class Dpo(Spec):
-    hyperparameters: DpoHyperparameters = DpoHyperparameters()
-
-
-class Method(Spec):
-    type: Literal["supervised", "dpo", "reinforcement"]
-    supervised: Supervised | None = None
-    dpo: Dpo | None = None
-    reinforcement: Any = None
 
 
 class FineTuning(Spec):
@@ -93,7 +74,7 @@ def create(services: Services, body: Mapping[str, object]) -> Job:
     unknown = body.keys() - own - FineTuning.model_fields.keys()
     if unknown:
         known = own | FineTuning.model_fields.keys()
-        raise _refused(
+        raise refused(
             Invalid, *(Problem(key, "unknown field", nearest(key, known)) for key in map(_legible, sorted(unknown)))
         )
     asked = parse_spec(FineTuning, {key: value for key, value in body.items() if key not in own}, where="job")
@@ -102,15 +83,20 @@ def create(services: Services, body: Mapping[str, object]) -> Job:
         services.catalog.model(asked.model)
     except NotFound as error:
         raise NoSuchModel(error.message, problems=(Problem("model", error.message),)) from None
-    dataset = dataset_of(services, asked.training_file, asked.validation_file)
+    grader = asked.method.reinforcement.grader if asked.method and asked.method.reinforcement else None
+    read_as = ALL_ROWS if grader is None else PROMPTS
+    dataset = dataset_of(services, asked.training_file, asked.validation_file, read_as)
     job_id = new_id()
     spec: dict[str, Any] = {
         "model": asked.model, "dataset": dataset.name, "name": _name_for(asked, job_id),
-        "strategy": "dpo" if isinstance(hyperparameters, DpoHyperparameters) else "sft",
+        "strategy": STRATEGIES[type(hyperparameters)],
     }  # fmt: skip
     if asked.seed is not None:
         spec["seed"] = asked.seed
-    spec |= _training_words(hyperparameters) | extensions
+    words = training_words(hyperparameters)
+    params = [words.get("params"), {"grader": grader} if grader else None, extensions.get("params")]
+    merged = {name: value for each in params if isinstance(each, dict) for name, value in each.items()}
+    spec |= words | extensions | ({"params": merged} if merged else {})
     if hyperparameters.learning_rate_multiplier is not None:
         spec["learning_rate"] = _rate(spec) * hyperparameters.learning_rate_multiplier
     labels: JsonObject = {"fine_tuning": asked.model_dump(mode="json", exclude_none=True)}
@@ -151,7 +137,7 @@ def results_of(services: Services, job: Job) -> list[File]:
     """The numbers of every step as a file: made when it is first asked for, and not again once it was removed."""
     if job.state is not JobState.SUCCEEDED:
         return []
-    if not catalog.has_made(services.database, job.id, ArtifactKind.FILE):
+    if not catalog.has_made(services.database, job.id, RESULTS):
         with services.catalog.staging() as folder:
             path = folder / "results.csv"
             with path.open("w", newline="", encoding="utf-8") as file:
@@ -166,12 +152,15 @@ def resolved(job: Job) -> JsonObject:
     spec = parse_spec(TrainSpec, job.spec)
     _, params = choose_strategy(spec)
     epochs, rows = float(spec.num_train_epochs), int(spec.per_device_train_batch_size)
+    answers = getattr(params, "num_generations", 1)
     words: JsonObject = {
         # A share of an epoch, which OpenAI does not know, is told as it is.
         "n_epochs": int(epochs) if epochs % 1 == 0 else epochs,
-        "batch_size": rows * spec.gradient_accumulation_steps,
+        "batch_size": rows * spec.gradient_accumulation_steps // answers,
         "learning_rate_multiplier": round(_rate(job.spec) / _rate(job.spec | {"learning_rate": "auto"}), 6),
     }
+    if spec.strategy == "grpo":
+        return words | {"compute_multiplier": answers / ANSWERS_A_PROMPT, "eval_interval": spec.eval_steps or "auto"}
     return words | ({"beta": params.beta} if hasattr(params, "beta") else {})
 
 
@@ -197,22 +186,20 @@ def _hyperparameters(asked: FineTuning) -> Hyperparameters:
     """Those of the method that was chosen, after everything that is not done here was refused."""
     method = asked.method or Method(type="supervised", supervised=Supervised())
     if asked.integrations:
-        raise _refused(Unsupported, Problem("integrations", "no other service is told of a job here", "leave it out"))
-    if method.type == "reinforcement" or method.reinforcement is not None:
-        raise _refused(Unsupported, Problem("method.type", "reinforcement is not done here", "use supervised or dpo"))
-    other = "dpo" if method.type == "supervised" else "supervised"
-    if getattr(method, other) is not None:
-        raise _refused(Invalid, Problem(f"method.{other}", f"the type is {method.type}", "give one method"))
+        raise refused(Unsupported, Problem("integrations", "no other service is told of a job here", "leave it out"))
+    for other in ("supervised", "dpo", "reinforcement"):
+        if other != method.type and getattr(method, other) is not None:
+            raise refused(Invalid, Problem(f"method.{other}", f"the type is {method.type}", "give one method"))
     if method.type == "dpo":
         chosen: Hyperparameters = (method.dpo or Dpo()).hyperparameters
+    elif method.type == "reinforcement":
+        chosen = with_grader(method.reinforcement).hyperparameters
     else:
         chosen = (method.supervised or Supervised()).hyperparameters
     if asked.hyperparameters is None:
         return chosen
     if asked.method is not None:
-        raise _refused(
-            Invalid, Problem("hyperparameters", "are those of a method too", "give them in the method alone")
-        )
+        raise refused(Invalid, Problem("hyperparameters", "are those of a method too", "give them in the method alone"))
     return asked.hyperparameters
 
 
@@ -222,18 +209,6 @@ def _rate(spec: Mapping[str, Any]) -> float:
     # One without a rate does not train every weight, which is refused when the job is submitted.
     default = strategy.learning_rates.get(read.tuning, 1e-5)
     return default if read.learning_rate == "auto" else read.learning_rate
-
-
-def _training_words(asked: Hyperparameters) -> JsonObject:
-    words: JsonObject = {}
-    if asked.n_epochs is not None:
-        words["num_train_epochs"] = asked.n_epochs
-    if asked.batch_size is not None:
-        rows = next(rows for rows in range(ROWS_AT_ONCE, 0, -1) if asked.batch_size % rows == 0)
-        words |= {"per_device_train_batch_size": rows, "gradient_accumulation_steps": asked.batch_size // rows}
-    if isinstance(asked, DpoHyperparameters) and asked.beta is not None:
-        words["params"] = {"beta": asked.beta}
-    return words
 
 
 def _name_for(asked: FineTuning, job_id: str) -> str:
@@ -250,7 +225,3 @@ def _legible(key: str) -> str:
 
 def _legal(text: str) -> str:
     return re.sub(r"[^A-Za-z0-9_-]+", "-", text).strip("-_")
-
-
-def _refused(kind: type[Invalid | Unsupported], *problems: Problem) -> Invalid | Unsupported:
-    return kind("; ".join(str(problem) for problem in problems), problems=problems)

@@ -23,6 +23,8 @@ from modelworks.store import catalog
 TO_LEARN, RESULTS = "fine-tune", "fine-tune-results"
 # Which rows are held out is said by naming a file for them.
 ALL_ROWS = ImportSpec(validation_share=0)
+# Rows for reinforcement: they end with a question, and hold what an answer is judged by.
+PROMPTS = ImportSpec(validation_share=0, format="prompt")
 
 
 class SendFile(Spec):
@@ -49,7 +51,10 @@ def keep_file(services: Services, source: Path, label: str, fields: Mapping[str,
         try:
             import_file(source, folder, ALL_ROWS)
         except (Invalid, NotFound) as error:
-            facts["problem"] = error.message.replace(str(source), filename)
+            try:
+                import_file(source, folder, PROMPTS)
+            except (Invalid, NotFound):
+                facts["problem"] = error.message.replace(str(source), filename)
     return add_file(services, source, facts)
 
 
@@ -86,7 +91,7 @@ def remove_file(services: Services, file_id: str) -> None:
     _remove(services, file_named(services, file_id))
 
 
-def dataset_of(services: Services, training: str, validation: str | None) -> Dataset:
+def dataset_of(services: Services, training: str, validation: str | None, read_as: ImportSpec = ALL_ROWS) -> Dataset:
     """The rows of one file, and those of another held out, as a dataset; made the first time it is asked for. Blocks.
 
     Raises:
@@ -96,20 +101,20 @@ def dataset_of(services: Services, training: str, validation: str | None) -> Dat
     sources = [_to_learn(services, training, "training_file")]
     if validation is not None:
         sources.append(_to_learn(services, validation, "validation_file"))
-    name = ".".join(file.name for file in sources)
+    name = ".".join([*(file.name for file in sources), *(["prompts"] if read_as is PROMPTS else [])])
     with suppress(NotFound):
         return services.catalog.dataset(name)
     with services.catalog.staging() as folder:
-        report = import_file(sources[0].place, folder, ALL_ROWS)
+        report = import_file(sources[0].place, folder, read_as)
         facts: dict[str, object] = dict(report.facts())
         if validation is not None:
             with services.catalog.staging() as other:
-                held_out = import_file(sources[1].place, other, ALL_ROWS)
+                held_out = import_file(sources[1].place, other, read_as)
                 split_path(other, "train").replace(split_path(folder, "validation"))
             facts["validation_rows"] = held_out.train_rows
         roles = zip(("source", "validation"), sources, strict=False)
         facts["parents"] = tuple(Parent.of(role, file) for role, file in roles)
-        recipe = {"source": sources[0].filename} | ALL_ROWS.model_dump(mode="json")
+        recipe = {"source": sources[0].filename} | read_as.model_dump(mode="json")
         with suppress(Conflict):  # another request was faster
             services.catalog.settle(folder, ArtifactKind.DATASET, name, facts, recipe)
     return services.catalog.dataset(name)

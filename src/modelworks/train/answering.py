@@ -18,8 +18,6 @@ from modelworks.train.spec import TrainSpec
 from modelworks.train.strategy import Params, Settled, Setup, Training
 from modelworks.train.trainer import Steady, common_arguments, drop_reference, trl_tokenizer
 
-# Answers to held-out prompts cost as much as a step each.
-MEASURED_PROMPTS = 32
 # By default two prompts a step of four answers each.
 ANSWERS_A_STEP = 8
 
@@ -28,6 +26,7 @@ class AnsweringParams(Params):
     reward_model: str | None = Field(None, description="a model with a head of one number that judges answers")
     max_new_tokens: int = Field(64, ge=1, description="tokens of an answer that is tried")
     num_generations: int = Field(4, ge=2, description="answers tried for each prompt, and compared with one another")
+    eval_samples: int = Field(32, ge=1, description="held-out prompts that are answered to measure what was learned")
     temperature: float = Field(1.0, gt=0, description="how freely answers are tried")
     top_p: float = Field(
         1.0, gt=0, le=1, description="of the likeliest tokens, those that come to this share are tried"
@@ -78,7 +77,7 @@ def read_prompts(setup: Setup, params: AnsweringParams) -> Prompts:
             f"{len(learned)} prompts of at most {room} tokens (max_length less max_new_tokens) are left for steps of "
             f"{needed}; raise max_length, or lower the batch"
         )
-    return Prompts(learned, held_out[:MEASURED_PROMPTS])
+    return Prompts(learned, held_out[: params.eval_samples])
 
 
 def finished_judge(setup: Setup, name: str) -> Judge:

@@ -18,6 +18,7 @@ from modelworks.train.answering import (
     finished_judge,
     read_prompts,
 )
+from modelworks.train.graders import Grader, check_grader, check_items, judge_by
 from modelworks.train.network import build_network
 from modelworks.train.rewards import Reward, check_references, check_rewards, judge_of
 from modelworks.train.spec import TrainSpec
@@ -32,6 +33,7 @@ class GrpoParams(AnsweringParams):
     rewards: Annotated[tuple[Reward, ...], BeforeValidator(_listed)] = Field(
         (), description="what answers are rewarded for: exact_match, contains, number, regex, length, or FILE:FUNCTION"
     )
+    grader: Grader | None = Field(None, description="what answers are rewarded for, as OpenAI's API writes it")
     beta: float = Field(0.0, ge=0, description="price of each nat by which the model leaves where it began")
     epsilon: float = Field(0.2, gt=0, lt=1, description="by how much a step may change a token's likelihood")
     loss_type: Literal["dapo", "grpo", "dr_grpo", "bnpo"] = Field(
@@ -50,6 +52,10 @@ def build(setup: Setup) -> Training:
     weights = [reward.weight for reward in params.rewards]
     prompts = read_prompts(setup, params)
     check_references(params.rewards, [*prompts.learned, *prompts.held_out])
+    if params.grader is not None:
+        judges["grader"] = judge_by(params.grader)
+        weights.append(1.0)
+        check_items(params.grader, [*prompts.learned, *prompts.held_out])
     network = build_network(setup)
     if params.reward_model is not None:
         judges["reward_model"] = finished_judge(setup, params.reward_model)
@@ -64,7 +70,9 @@ def build(setup: Setup) -> Training:
 def check(
     spec: TrainSpec, params: GrpoParams, inputs: Mapping[str, AnyArtifact], settled: Settled
 ) -> Iterator[Problem]:
-    if not params.rewards and params.reward_model is None:
+    if params.grader is not None:
+        yield from check_grader(params.grader)
+    elif not params.rewards and params.reward_model is None:
         yield Problem(
             "params.rewards",
             "nothing says what a good answer is",
