@@ -14,11 +14,11 @@ from safetensors.torch import load_file
 
 from fakes import FakeJob
 from modelworks.core.errors import Cancelled, DiskFull, OutOfMemory
-from modelworks.core.nouns import Dataset, Model
+from modelworks.core.nouns import Adapter, Dataset, Model
 from modelworks.train import supervised
 from modelworks.train.run import run
 from modelworks.train.spec import TrainSpec
-from shelf import conversations, model_at
+from shelf import conversations, model_at, published
 from tiny import tiny_llama
 
 ROWS = [(f"say {number}" + "!" * (number % 5), "yes " * (number % 7 + 1)) for number in range(1, 13)]
@@ -146,7 +146,7 @@ def test_on_a_full_disk_the_oldest_checkpoint_makes_room_then_the_job_is_paused_
 
     monkeypatch.setattr(transformers.Trainer, "_save_optimizer_and_scheduler", failing)
 
-    with pytest.raises(DiskFull, match=r"bytes needed, [\d,]+ free in .*paused at its last checkpoint") as caught:
+    with pytest.raises(DiskFull, match=r"bytes needed, [\d,]+ bytes free in .*paused at its last checkpoint") as caught:
         run(spec(max_steps=6), crowded)
 
     assert caught.value.code == "disk_full"
@@ -203,3 +203,37 @@ def test_a_pause_inside_a_step_keeps_the_last_whole_one_as_an_adapter(
     assert [line["step"] for line in (*paused.metrics, *again.metrics)] == [1, 2, 3, 4]
     ended = adapter(again.drafts[0].folder)
     assert all(torch.equal(weight, ended[name]) for name, weight in adapter(whole.drafts[0].folder).items())
+
+
+def test_a_cancelled_run_leaves_its_adapter_and_one_of_every_weight_nothing(job: Callable[[str], FakeJob]) -> None:
+    cancelled, full = job("cancelled"), job("full")
+    cancelled.cancel_after = full.cancel_after = 17
+
+    with pytest.raises(Cancelled):
+        run(spec(save_steps=50), cancelled)
+    with pytest.raises(Cancelled):
+        run(TrainSpec(model="tiny", dataset="rows", tuning="full", max_steps=9, max_length=96, save_steps=1), full)
+
+    (kept,) = cancelled.checkpoints.glob("checkpoint-*/adapter_model.safetensors")
+    assert f"cancelled after step {kept.parent.name.removeprefix('checkpoint-')}" in cancelled.logs[-1]
+    assert not list(full.checkpoints.glob("checkpoint-*"))
+
+
+def test_a_training_goes_on_from_an_adapter(job: Callable[[str], FakeJob], tiny: Model, rows: Dataset) -> None:
+    first = job("first")
+    run(spec(max_steps=6), first)
+    made = published(first.drafts[0])
+    assert isinstance(made, Adapter)
+    second = job("second")
+    second.inputs = {"mine": made, made.base: tiny, "rows": rows}
+
+    run(spec(model="mine", max_steps=2), second)
+
+    assert second.metrics[0]["loss"] < 0.9 * first.metrics[0]["loss"]
+    (draft,) = second.drafts
+    assert (draft.facts["rank"], draft.facts["base"]) == (4, tiny.id)
+    assert [(parent.role, parent.name) for parent in draft.parents] == [
+        ("base", "tiny"),
+        ("adapter", made.name),
+        ("data", "rows"),
+    ]

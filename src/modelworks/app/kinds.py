@@ -55,9 +55,10 @@ def _check_train(spec: TrainSpec, inputs: Inputs) -> None:
 
 
 def _settle_train(spec: TrainSpec, inputs: Inputs) -> JsonObject:
-    from modelworks.train.plan import chosen_inputs, settle
+    from modelworks.train.plan import adapter_to_go_on_from, chosen_inputs, lora_of, settle
 
-    return asdict(settle(spec, chosen_inputs(spec, inputs)[0]))
+    start = adapter_to_go_on_from(spec, inputs)
+    return asdict(settle(spec, chosen_inputs(spec, inputs)[0])) | (lora_of(start) if start else {})
 
 
 def _run_train(spec: TrainSpec, job: JobContext) -> JsonObject:

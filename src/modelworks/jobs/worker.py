@@ -173,7 +173,9 @@ class Worker:
         self._stopped(job, folder, ending.state)
 
     def _stopped(self, job: Job, folder: JobFolder, state: JobState) -> None:
-        folder.clean(keep_checkpoints=state not in {JobState.SUCCEEDED, JobState.CANCELLED})
+        # A cancelled run that has sealed a checkpoint left it to be gone on from.
+        left = state is not JobState.CANCELLED or any(folder.checkpoints.glob("checkpoint-*/manifest.json"))
+        folder.clean(keep_checkpoints=left and state is not JobState.SUCCEEDED)
         self.notify(job.id)
         logger.info("run ended", extra={"job": job.id, "state": state.value})
 

@@ -8,7 +8,8 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from modelworks.core.errors import Conflict, DiskFull
@@ -70,7 +71,7 @@ def with_room(checkpoint: Path, write: Callable[[], None]) -> None:
             raise
         needed = max((_size(path) for path in (checkpoint, *_newest_first(checkpoint.parent))), default=0)
         shutil.rmtree(checkpoint, ignore_errors=True)
-        raise DiskFull(told_full(checkpoint.parent, needed)) from error
+        raise DiskFull(_told_full(checkpoint.parent, needed)) from error
 
 
 def is_full(error: BaseException) -> bool:
@@ -82,11 +83,24 @@ def is_full(error: BaseException) -> bool:
     return any(words in str(error) for words in told)
 
 
-def told_full(folder: Path, needed_bytes: int) -> str:
-    free = shutil.disk_usage(folder).free
+@contextmanager
+def paused_when_full(folder: Path) -> Iterator[None]:
+    """Turn a disk that is full, whatever was written, into what pauses the job."""
+    try:
+        yield
+    except DiskFull:
+        raise
+    except Exception as error:
+        if not is_full(error):
+            raise
+        raise DiskFull(_told_full(folder)) from error
+
+
+def _told_full(folder: Path, needed_bytes: int = 0) -> str:
+    needed = f"{needed_bytes:,} bytes needed, " if needed_bytes else ""
     return (
-        f"the disk is full: {needed_bytes:,} bytes needed, {free:,} free in {folder}; the job is paused at its last "
-        "checkpoint: free some space and resume it"
+        f"the disk is full: {needed}{shutil.disk_usage(folder).free:,} bytes free in {folder}; the job is paused at "
+        "its last checkpoint: free some space and resume it"
     )
 
 

@@ -33,7 +33,7 @@ class Budget:
 
     @classmethod
     def read(cls, path: Path, tokens: int) -> Budget:
-        known: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {"tokens": tokens}
+        known: dict[str, Any] = json.loads(path.read_bytes()) if path.is_file() else {"tokens": tokens}
         return cls(path, **known)
 
     def begin(self) -> bool:

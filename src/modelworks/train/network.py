@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from modelworks.core.context import JobContext
@@ -30,6 +31,8 @@ def build_network(setup: Setup, quantization: Quantization | None = None) -> Any
     set_seed(setup.spec.seed)
     if setup.spec.tuning == "full":
         return network
+    if setup.start is not None:
+        return _go_on_from(network, setup.start.path, setup)
     _check_targets(network, _targets(setup.spec))
     return add_adapter(network, setup.spec, setup.model.name)
 
@@ -50,6 +53,21 @@ def add_adapter(network: Any, spec: TrainSpec, base_name: str, task: str = "CAUS
     adapted = get_peft_model(network, config, autocast_adapter_dtype=False)
     # The folder it was loaded from is nobody's business; the name is.
     adapted.peft_config["default"].base_model_name_or_path = base_name
+    return adapted
+
+
+def _go_on_from(network: Any, adapter: Path, setup: Setup) -> Any:
+    from peft import LoraConfig, PeftModel
+
+    config = LoraConfig.from_pretrained(str(adapter))
+    config.inference_mode, config.lora_dropout = False, setup.spec.lora_dropout
+    adapted = PeftModel.from_pretrained(
+        network, str(adapter), config=config, is_trainable=True, autocast_adapter_dtype=False
+    )
+    for weight in adapted.parameters():
+        if weight.requires_grad:
+            weight.data = weight.data.to(setup.dtype)
+    adapted.peft_config["default"].base_model_name_or_path = setup.model.name
     return adapted
 
 

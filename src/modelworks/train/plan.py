@@ -7,9 +7,9 @@ from collections.abc import Iterator, Mapping
 from importlib.util import find_spec
 from typing import Any, Literal, TypeAlias
 
-from modelworks.core.errors import Invalid, ModelworksError, NotFound, Problem, Unsupported
+from modelworks.core.errors import Invalid, ModelworksError, NotFound, Problem
 from modelworks.core.ids import check_name
-from modelworks.core.nouns import Adapter, AnyArtifact, Dataset, Model
+from modelworks.core.nouns import Adapter, AnyArtifact, Dataset, JsonObject, Model
 from modelworks.core.registry import choose
 from modelworks.core.spec import parse_spec
 from modelworks.data.format import formats
@@ -17,6 +17,7 @@ from modelworks.data.record import Conversation, Preference, Prompted, Rated, Re
 from modelworks.train.reporting import missing_packages
 from modelworks.train.spec import TrainSpec
 from modelworks.train.strategy import Params, Settled, Strategy, strategies
+from modelworks.weights.reader import Checkpoint
 
 _ROWS: Mapping[type[Record], str] = {
     Conversation: "conversations",
@@ -36,11 +37,8 @@ def check(spec: TrainSpec, inputs: Mapping[str, AnyArtifact]) -> None:
     """Refuse what cannot work.
 
     Raises:
-        Unsupported: the model is an adapter.
         Invalid: one Problem for each thing that is wrong.
     """
-    if isinstance(inputs[spec.model], Adapter):
-        raise Unsupported(f"{spec.model} is an adapter, and training goes on from models only; merge it into one first")
     problems = tuple(_problems(spec, inputs))
     if problems:
         raise Invalid("; ".join(str(problem) for problem in problems), problems=problems)
@@ -53,10 +51,29 @@ def choose_strategy(spec: TrainSpec) -> tuple[Strategy, Params]:
 
 
 def chosen_inputs(spec: TrainSpec, inputs: Mapping[str, AnyArtifact]) -> tuple[Model, Dataset]:
-    model, dataset = inputs[spec.model], inputs[spec.dataset]
+    """The whole model that is trained, which for an adapter is its base, and the rows."""
+    model, dataset = _whole(spec, inputs), inputs[spec.dataset]
     if not isinstance(model, Model) or not isinstance(dataset, Dataset):
         raise Invalid(f"training needs a model and a dataset, found a {model.kind} and a {dataset.kind}")
     return model, dataset
+
+
+def adapter_to_go_on_from(spec: TrainSpec, inputs: Mapping[str, AnyArtifact]) -> Adapter | None:
+    found = inputs[spec.model]
+    return found if isinstance(found, Adapter) else None
+
+
+def lora_of(adapter: Adapter) -> JsonObject:
+    """The fields of a spec that an adapter has decided already."""
+    config: JsonObject = json.loads((adapter.path / "adapter_config.json").read_text(encoding="utf-8"))
+    targets = config["target_modules"]
+    return {
+        "lora_r": config["r"],
+        "lora_alpha": config["lora_alpha"],
+        "lora_target": [*sorted(map(str, targets))] if isinstance(targets, list) else targets,
+        "use_dora": bool(config.get("use_dora")),
+        "use_rslora": bool(config.get("use_rslora")),
+    }
 
 
 def settle(spec: TrainSpec, model: Model) -> Settled:
@@ -103,7 +120,7 @@ def _problems(spec: TrainSpec, inputs: Mapping[str, AnyArtifact]) -> Iterator[Pr
         check_name(spec.published_name)
     except (Invalid, NotFound) as error:
         yield from error.problems or (Problem(_where(error), error.message),)
-    model, dataset = inputs[spec.model], inputs[spec.dataset]
+    model, dataset = _whole(spec, inputs), inputs[spec.dataset]
     if not isinstance(model, Model):
         yield Problem("model", f"{spec.model} is a {model.kind}", "name a model")
     elif spec.max_length != "auto" and spec.max_length > context_length(model):
@@ -115,10 +132,7 @@ def _problems(spec: TrainSpec, inputs: Mapping[str, AnyArtifact]) -> Iterator[Pr
         yield Problem("dataset", f"{spec.dataset} has no row to train on", "hold out fewer rows")
     elif strategy is not None:
         yield from _row_problems(spec, strategy, dataset)
-    if spec.tuning == "full":
-        changed = sorted(field for field in spec.model_fields_set if field.startswith("lora_"))
-        if changed:
-            yield Problem(", ".join(changed), "has no meaning with tuning full", "remove it, or choose tuning lora")
+    yield from _lora_problems(spec, inputs)
     yield from _watching_problems(spec, dataset)
     if spec.warmup_steps >= 1 and spec.warmup_steps != int(spec.warmup_steps):
         yield Problem("warmup_steps", f"{spec.warmup_steps} is no whole number of steps", "below 1 it is a share")
@@ -129,8 +143,48 @@ def _strategy_problems(
 ) -> Iterator[Problem]:
     if spec.tuning not in strategy.learning_rates:
         yield Problem("tuning", f"{strategy.name} does not train every weight", "choose tuning lora")
-    elif isinstance(model := inputs[spec.model], Model):
+    elif isinstance(model := _whole(spec, inputs), Model):
         yield from strategy.check(spec, params, inputs, settle(spec, model))
+
+
+def _whole(spec: TrainSpec, inputs: Mapping[str, AnyArtifact]) -> AnyArtifact:
+    found = inputs[spec.model]
+    return inputs[found.base] if isinstance(found, Adapter) else found
+
+
+def _lora_problems(spec: TrainSpec, inputs: Mapping[str, AnyArtifact]) -> Iterator[Problem]:
+    adapter, model = adapter_to_go_on_from(spec, inputs), _whole(spec, inputs)
+    # A spec that was kept names every field.
+    changed = [
+        field
+        for field in sorted(spec.model_fields_set)
+        if field.startswith(("lora_", "use_")) and getattr(spec, field) != TrainSpec.model_fields[field].default
+    ]
+    if spec.tuning == "full":
+        if changed:
+            yield Problem(", ".join(changed), "has no meaning with tuning full", "remove it, or choose tuning lora")
+        if adapter:
+            yield Problem("tuning", f"{spec.model} is an adapter", "choose tuning lora, or merge it into a model first")
+    elif adapter:
+        for field, has in lora_of(adapter).items():
+            asked = sorted(spec.lora_target) if isinstance(spec.lora_target, tuple) else spec.lora_target
+            if field in changed and has != (asked if field == "lora_target" else getattr(spec, field)):
+                yield Problem(field, f"{spec.model} has {has}, and goes on with it", "leave it away")
+    elif isinstance(spec.lora_target, tuple) and isinstance(model, Model) and (names := _layers(model)):
+        unknown = ", ".join(sorted(set(spec.lora_target) - names))
+        if unknown:
+            has = ", ".join(sorted(names))
+            yield Problem(
+                "lora_target", f"the model has no layer {unknown}", f"it has {has}", code="unsupported_combination"
+            )
+
+
+def _layers(model: Model) -> set[str]:
+    """The last names of the matrices in the files' headers, without the embeddings and the head."""
+    with Checkpoint.open(model.path) as weights:
+        matrices = (name.split(".") for name, tensor in weights.tensors.items() if len(tensor.shape) == 2)
+        found = {parts[-2] for parts in matrices if parts[-1] == "weight" and len(parts) > 2}
+    return found - {"embed_tokens", "wte", "wpe", "lm_head", "score"}
 
 
 def _watching_problems(spec: TrainSpec, dataset: AnyArtifact) -> Iterator[Problem]:

@@ -24,7 +24,8 @@ def publish(setup: Setup, network: Any, metrics: dict[str, float], counts: JsonO
     recipe = {**spec.model_dump(mode="json"), "learning_rate": setup.learning_rate}
     recipe |= {"kind": "train", "provider": setup.provider}
     judges = (Parent.of("judge", setup.job.inputs[judge]) for judge in spec.models[1:])
-    parents = (Parent.of("base", setup.model), Parent.of("data", setup.dataset), *judges)
+    begun = (Parent.of("adapter", setup.start),) if setup.start else ()
+    parents = (Parent.of("base", setup.model), *begun, Parent.of("data", setup.dataset), *judges)
 
     def hand_over(kind: ArtifactKind, folder: Path, name: str, facts: JsonObject, *more: Parent) -> None:
         made_from = (*parents, *more)

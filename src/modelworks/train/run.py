@@ -9,8 +9,9 @@ from modelworks.core.context import JobContext
 from modelworks.core.errors import Unsupported
 from modelworks.core.nouns import JsonObject
 from modelworks.train import callbacks, checkpoints
+from modelworks.train.launch import run_together
 from modelworks.train.network import choose_provider
-from modelworks.train.plan import check, choose_strategy, chosen_inputs, settle
+from modelworks.train.plan import adapter_to_go_on_from, check, choose_strategy, chosen_inputs, settle
 from modelworks.train.publish import publish
 from modelworks.train.rewards import files_named
 from modelworks.train.shared import SharedJob
@@ -19,20 +20,30 @@ from modelworks.train.strategy import Setup, Training
 from modelworks.train.trainer import train_or_resume
 from modelworks.weights.loading import choose_device, choose_dtype, prepare_cpu, quiet_libraries
 
+# Fields that change nothing in the course of the weights, or are among the facts as what they came to.
+_WITHOUT_EFFECT = {
+    "model", "dataset", "name", "replace", "output_dir", "logging_steps", "save_steps", "save_total_limit",
+    "report_to", "sample_prompts", "sample_max_new_tokens", "merge", "export_gguf", "gradient_checkpointing",
+    "device", "dtype",
+}  # fmt: skip
+
 
 def run(spec: TrainSpec, job: JobContext) -> JsonObject:
     """Train and publish an adapter or a model; return its numbers."""
     check(spec, job.inputs)
     _check_libraries()
-    return _course(spec, SharedJob.of(job))
+    with checkpoints.paused_when_full(job.checkpoints):
+        return run_together(spec, job, _course)
 
 
 def _course(spec: TrainSpec, job: SharedJob) -> JsonObject:
+    """What every process of a training does."""
     quiet_libraries()
     prepare_cpu()
     setup = _decide(spec, job)
     # Before the long work: a checkpoint of another training is refused at once.
-    checkpoint = checkpoints.newest_verified(job.checkpoints, setup.fingerprint)
+    with job.first_of_all():
+        checkpoint = checkpoints.newest_verified(job.checkpoints, setup.fingerprint)
     job.progress(0, 1, "steps", stage="preparing")
     strategy, _ = choose_strategy(spec)
     training = strategy.build(setup)
@@ -40,7 +51,8 @@ def _course(spec: TrainSpec, job: SharedJob) -> JsonObject:
     watching = callbacks.watch(setup, training)
     train_or_resume(job, training.trainer, checkpoint)
     metrics = {**watching.finish(), "train_loss": _recent_loss(training.trainer)}
-    publish(setup, training.network, metrics, training.counts)
+    if job.speaks:
+        publish(setup, training.finish(training.network), metrics, training.counts)
     steps = training.trainer.state.global_step
     used: JsonObject = {"steps": steps, "provider_used": setup.provider}
     return {"name": spec.published_name, **used, **training.counts, **metrics}
@@ -51,11 +63,11 @@ def _decide(spec: TrainSpec, job: SharedJob) -> Setup:
     _, params = choose_strategy(spec)
     device = choose_device(spec.device)
     dtype = choose_dtype(spec.dtype, device)
+    settled, start = asdict(settle(spec, model)), adapter_to_go_on_from(spec, job.inputs)
     facts: JsonObject = {
-        "spec": spec.model_dump(
-            mode="json", exclude={"name", "replace", "output_dir", "logging_steps", "save_total_limit"}
-        ),
+        "spec": spec.model_dump(mode="json", exclude=_WITHOUT_EFFECT) | settled,
         "model": model.digest,
+        "start": start.digest if start else None,
         "dataset": dataset.digest,
         "judges": {name: job.inputs[name].digest for name in (*spec.models[1:], *files_named(spec.params))},
         "device": device,
@@ -70,8 +82,10 @@ def _decide(spec: TrainSpec, job: SharedJob) -> Setup:
         device=device,
         dtype=dtype,
         fingerprint=checkpoints.fingerprint(facts),
-        **asdict(settle(spec, model)),
-        provider=choose_provider(spec.provider, device, job),
+        **settled,
+        # unsloth puts in adapters of its own only.
+        provider="huggingface" if start else choose_provider(spec.provider, device, job),
+        start=start,
     )
 
 

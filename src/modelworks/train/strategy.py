@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from modelworks.core.errors import Problem
-from modelworks.core.nouns import AnyArtifact, Dataset, JsonObject, Model
+from modelworks.core.nouns import Adapter, AnyArtifact, Dataset, JsonObject, Model
 from modelworks.core.registry import find_plugins
 from modelworks.core.spec import Spec
 from modelworks.data.record import Record
@@ -46,6 +46,8 @@ class Setup(Settled):
     fingerprint: str
     # What loads the network.
     provider: Literal["huggingface", "unsloth"]
+    # What to go on from, an adapter of the model.
+    start: Adapter | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -249,7 +249,7 @@ def train_or_resume(job: JobContext, trainer: Any, checkpoint: Path | None) -> N
             if not trainer.restore_finished(checkpoint):
                 trainer.train(resume_from_checkpoint=str(checkpoint))
     except Cancelled:
-        trainer.keep_last_step()
+        _leave(job, trainer)
         raise
     finally:
         watched.remove()
@@ -260,6 +260,18 @@ def _memory_file(trainer: Any) -> str:
     """Each process remembers for itself."""
     rank = trainer.args.process_index
     return f"memory-{rank}.json" if rank else "memory.json"
+
+
+def _leave(job: JobContext, trainer: Any) -> None:
+    """What a run that is stopped leaves: all it has reached; of a cancelled one, an adapter alone, which is small."""
+    if job.pausing:
+        trainer.keep_last_step()
+    elif hasattr(trainer.model, "peft_config") and trainer.state.global_step:
+        trainer.keep_last_step()
+        checkpoints.keep_newest(Path(trainer.args.output_dir), 1)
+        job.log(f"cancelled after step {trainer.state.global_step}; its adapter is kept, a retry goes on from it")
+    else:
+        checkpoints.keep_newest(Path(trainer.args.output_dir), 0)
 
 
 def enable_checkpointing(network: Any) -> None:
@@ -320,6 +332,7 @@ def common_arguments(setup: Setup) -> dict[str, Any]:
         "logging_nan_inf_filter": False,
         "seed": spec.seed,
         "use_cpu": setup.device == "cpu",
+        "ddp_find_unused_parameters": False,
         # Weights are loaded in the dtype to compute in; autocast would cast them anew in every layer.
         "bf16": False,
         "fp16": False,

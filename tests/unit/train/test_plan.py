@@ -7,7 +7,7 @@ import pytest
 
 from modelworks.core.errors import Invalid, Unsupported
 from modelworks.core.nouns import AnyArtifact
-from modelworks.train.plan import check
+from modelworks.train.plan import check, lora_of
 from modelworks.train.spec import TrainSpec
 from shelf import adapter_at, conversations, model_at, preferences
 from tiny import tiny_adapter, tiny_llama
@@ -40,13 +40,42 @@ def test_the_nearest_strategy_is_named(tmp_path: Path) -> None:
         check(TrainSpec(model="tiny", dataset="rows", strategy="stf", max_length=64), {"tiny": base, "rows": rows})
 
 
-def test_training_on_an_adapter_is_refused(tmp_path: Path) -> None:
+def test_training_goes_on_from_an_adapter_with_the_shape_that_it_has(tmp_path: Path) -> None:
     base = model_at(tiny_llama(tmp_path / "tiny"))
     adapter = adapter_at(tiny_adapter(tmp_path / "one", base.path), base)
+    found: dict[str, AnyArtifact] = {
+        "one": adapter,
+        adapter.base: base,
+        "rows": conversations(tmp_path / "rows", [("a", "b")], []),
+    }
+    asked = TrainSpec(model="one", dataset="rows")
+
+    check(asked, found)
+    # As it is kept with the job, every field named.
+    check(TrainSpec.model_validate(asked.model_dump() | lora_of(adapter)), found)
+    with pytest.raises(Invalid, match=r"lora_r: one has 2, and goes on with it") as caught:
+        check(TrainSpec(model="one", dataset="rows", lora_r=4, lora_target=("v_proj", "q_proj")), found)
+    assert len(caught.value.problems) == 1
+    with pytest.raises(Invalid, match="tuning: one is an adapter"):
+        check(TrainSpec(model="one", dataset="rows", tuning="full"), found)
+
+
+def test_layers_that_the_model_lacks_are_told_by_its_files(tmp_path: Path) -> None:
+    base = model_at(tiny_llama(tmp_path / "tiny"))
     rows = conversations(tmp_path / "rows", [("a", "b")], [])
 
-    with pytest.raises(Unsupported, match="one is an adapter"):
-        check(TrainSpec(model="one", dataset="rows"), {"one": adapter, "rows": rows})
+    with pytest.raises(Invalid, match=r"no layer c_attn \(it has down_proj, gate_proj, k_proj") as caught:
+        check(TrainSpec(model="tiny", dataset="rows", lora_target=("c_attn", "q_proj")), {"tiny": base, "rows": rows})
+
+    assert caught.value.problems[0].code == "unsupported_combination"
+
+
+def test_a_full_training_is_accepted_as_it_is_kept_with_its_job(tmp_path: Path) -> None:
+    base = model_at(tiny_llama(tmp_path / "tiny"))
+    rows = conversations(tmp_path / "rows", [("a", "b")], [])
+    asked = TrainSpec(model="tiny", dataset="rows", tuning="full")
+
+    check(TrainSpec.model_validate(asked.model_dump()), {"tiny": base, "rows": rows})
 
 
 @pytest.fixture
