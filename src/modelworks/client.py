@@ -78,6 +78,10 @@ class Client:
         """What a merge would do and take, by headers alone; `spec` is a merge's, or mergekit's file."""
         return self._object("POST", "/modelworks/merge/plan", json=spec)
 
+    def estimate_training(self, spec: Mapping[str, object]) -> JsonObject:
+        """What a training would read and take; nothing is queued."""
+        return self._object("POST", "/modelworks/train/estimate", json=spec)
+
     def job(self, job_id: str) -> Job:
         return _JOB.validate_json(self._send("GET", _job_path(job_id)))
 
@@ -187,8 +191,14 @@ class Client:
 
     def download(self, model: str, place: Path) -> None:
         """Write the folder of a model or adapter as a tar to `place`, which appears when it is whole."""
+        self._download(f"/modelworks/models/{quote(model)}/archive", place)
+
+    def download_export(self, name: str, place: Path) -> None:
+        """Write the file of an exported model, e.g. NAME-gguf, to `place`, which appears when it is whole."""
+        self._download(f"/modelworks/exports/{quote(name)}", place)
+
+    def _download(self, path: str, place: Path) -> None:
         partial = place.with_name(f".{place.name}.partial")
-        path = f"/modelworks/models/{quote(model)}/archive"
         with self._reaching(), self._http.stream("GET", path) as reply, partial.open("wb") as file:
             if reply.is_error:
                 reply.read()

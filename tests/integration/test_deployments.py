@@ -63,3 +63,21 @@ def test_a_model_is_taken_away_as_one_file(tmp_path: Path) -> None:
             f"tiny/{file.path}": file.size_bytes for file in files
         }
     assert not list(tmp_path.glob(".*.partial"))
+
+
+def test_a_model_is_taken_away_as_gguf_by_the_command_line_and_over_http(tmp_path: Path) -> None:
+    home = workspace_with_a_model(tmp_path)
+    written = command(home, "export", "org/tiny", "--to", "gguf", "--out", str(tmp_path / "here.gguf"))
+    assert written.returncode == 0, written.stderr
+    again = command(home, "export", "org/tiny", "--out", str(tmp_path / "here.gguf"))
+    assert (again.returncode, "say --overwrite" in again.stderr) == (5, True)
+
+    with serving(home) as server, Client(server.wait_until_ready()) as client:
+        job = client.wait(client.submit("export", {"model": "org/tiny", "name": "org/kept"}).id)
+        assert job.result is not None, job.error
+        assert job.result["bytes"] == (tmp_path / "here.gguf").stat().st_size
+        client.download_export("org/kept", tmp_path / "sent.gguf")
+    taken = command(home, "export", "org/kept", "--out", str(tmp_path / "taken.gguf"))
+    assert taken.returncode == 0, taken.stderr
+    wanted = (tmp_path / "here.gguf").read_bytes()
+    assert (tmp_path / "sent.gguf").read_bytes() == wanted == (tmp_path / "taken.gguf").read_bytes()

@@ -155,7 +155,7 @@ def print_outcome(job: Job) -> None:
             click.echo(f"{where}: recipe {render.text_of(before)}; best {render.text_of(after)}")
         click.echo()
     took = (job.finished_at - job.started_at).total_seconds() if job.finished_at and job.started_at else 0.0
-    name = str(job.spec.get("name"))
+    name = str(job.spec.get("name") or result.get("name"))
     shown = {key: value for key, value in result.items() if key not in LONG and not isinstance(value, dict | list)}
     click.echo(f"{name}  made in {render.duration(took)} by job {job.id}")
     if shown:

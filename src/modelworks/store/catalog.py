@@ -149,9 +149,11 @@ def remove(database: Database, artifact_id: str) -> bool:
         return connection.execute(others).first() is None
 
 
-def has_made(database: Database, job_id: str, kind: ArtifactKind) -> bool:
-    """Whether a job ever had an artifact of a kind, removed or not."""
-    query = select(artifacts.c.id).where(artifacts.c.job_id == job_id, artifacts.c.kind == kind.value)
+def has_made(database: Database, job_id: str, purpose: str) -> bool:
+    """Whether a job ever had a file for a purpose, removed or not."""
+    query = select(artifacts.c.id).where(
+        artifacts.c.job_id == job_id, artifacts.c.facts["purpose"].as_string() == purpose
+    )
     with database.read() as connection:
         return connection.execute(query).first() is not None
 

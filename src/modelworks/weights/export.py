@@ -10,7 +10,7 @@ from typing import Literal
 from pydantic import ConfigDict, Field
 
 from modelworks.core.context import JobContext
-from modelworks.core.errors import Conflict, Invalid, Problem
+from modelworks.core.errors import Invalid, Problem
 from modelworks.core.nouns import Adapter, AnyArtifact, ArtifactKind, Draft, JsonObject, Model, Parent
 from modelworks.core.spec import Spec
 from modelworks.weights.folding import check_foldable, fold
@@ -38,7 +38,7 @@ class ExportSpec(Spec):
 
 def check(spec: ExportSpec, inputs: Mapping[str, AnyArtifact]) -> None:
     """Raises Unsupported for what llama.cpp would not read, or would read otherwise."""
-    made = _whole_or_adapter(inputs[spec.model])
+    made = whole_or_adapter(inputs[spec.model])
     if isinstance(made, Adapter):
         check_foldable(made.path)
     check_gguf(base_of(made, inputs).path)
@@ -47,7 +47,7 @@ def check(spec: ExportSpec, inputs: Mapping[str, AnyArtifact]) -> None:
 def run(spec: ExportSpec, job: JobContext) -> JsonObject:
     """Write the file and publish it."""
     check(spec, job.inputs)
-    made = _whole_or_adapter(job.inputs[spec.model])
+    made = whole_or_adapter(job.inputs[spec.model])
     place = job.stage("export") / file_name(spec.published_name, spec.dtype)
     job.progress(0, 1, "bytes", stage="preparing")
     write_file(made, base_of(made, job.inputs), place, spec.dtype, lambda done, all_: job.progress(done, all_, "bytes"))
@@ -57,16 +57,8 @@ def run(spec: ExportSpec, job: JobContext) -> JsonObject:
     return {"name": spec.published_name, "bytes": place.stat().st_size}
 
 
-def write_file(
-    made: Model | Adapter, base: Model, place: Path, dtype: GgufDtype, progress: Progress, *, overwrite: bool = False
-) -> None:
-    """Write a model, or an adapter of `base`, to `place`, which appears when it is whole.
-
-    Raises:
-        Conflict: there is something already.
-    """
-    if place.exists() and not (overwrite and place.is_file()):
-        raise Conflict(f"{place} exists already; choose another file" + (", or say --overwrite" * place.is_file()))
+def write_file(made: Model | Adapter, base: Model, place: Path, dtype: GgufDtype, progress: Progress) -> None:
+    """Write a model, or an adapter of `base`, to `place`, which appears when it is whole."""
     with tempfile.TemporaryDirectory(dir=place.parent, prefix=f".{place.name}.") as scratch:
         folder, partial = made.path, Path(scratch) / "file"
         if isinstance(made, Adapter):
@@ -93,7 +85,7 @@ def file_name(name: str, dtype: GgufDtype) -> str:
 
 def file_size(spec: ExportSpec, inputs: Mapping[str, AnyArtifact]) -> int:
     """Bytes on the disk while it is made."""
-    made = _whole_or_adapter(inputs[spec.model])
+    made = whole_or_adapter(inputs[spec.model])
     base = base_of(made, inputs)
     folded = base.size_bytes if isinstance(made, Adapter) else 0
     return folded + gguf_bytes(base.parameters, spec.dtype)
@@ -106,7 +98,7 @@ def base_of(made: Model | Adapter, inputs: Mapping[str, AnyArtifact]) -> Model:
     return base
 
 
-def _whole_or_adapter(found: AnyArtifact) -> Model | Adapter:
+def whole_or_adapter(found: AnyArtifact) -> Model | Adapter:
     if not isinstance(found, Model | Adapter):
         raise Invalid(str(Problem("model", f"{found.name} is a {found.kind}", "name a model or an adapter")))
     return found
