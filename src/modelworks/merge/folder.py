@@ -51,27 +51,14 @@ def merge_into(
     if plan.method.gives_adapter:
         findings: Findings = merge_adapters(folder, plan, watch, pace, name, parents, recipe)
     else:
-        findings = _merge_model(folder, plan, watch, pace, name, parents, recipe, journal)
+        outputs = [step.output for step in plan.steps]
+        with CheckpointWriter(folder, outputs, again=bool(journal.finished)) as writer:
+            journal.writer = writer
+            findings = merge(plan, writer, watch, pace, frozenset(journal.finished), journal.note)
+        _copy_companions(plan, folder)
+        write_card(folder, name, plan, parents, recipe, write_report(folder, findings))
     if not keep_journal:
         end_journal(folder)
-    return findings
-
-
-def _merge_model(
-    folder: Path,
-    plan: Plan,
-    watch: Watch,
-    pace: Pace,
-    name: str,
-    parents: Sequence[Parent],
-    recipe: JsonObject,
-    journal: Journal,
-) -> Findings:
-    with CheckpointWriter(folder, [step.output for step in plan.steps], again=bool(journal.finished)) as writer:
-        journal.writer = writer
-        findings = merge(plan, writer, watch, pace, frozenset(journal.finished), journal.note)
-    _copy_companions(plan, folder)
-    write_card(folder, name, plan, parents, recipe, write_report(folder, findings))
     return findings
 
 
