@@ -111,8 +111,19 @@ def _watch(pid: int, peak: list[float]) -> None:
 
 
 def _anonymous_mb(pid: int) -> float:
-    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
-    return next((int(line.split()[1]) / 1024 for line in lines if line.startswith("RssAnon")), 0.0)
+    """Of a process, and what its forks hold of their own."""
+    forks = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    return _kilobytes(pid, "status", "RssAnon") / 1024 + sum(
+        _kilobytes(fork, "smaps_rollup", "Private_Dirty") / 1024 for fork in forks
+    )
+
+
+def _kilobytes(pid: int | str, file: str, wanted: str) -> int:
+    try:
+        lines = Path(f"/proc/{pid}/{file}").read_text().splitlines()
+    except OSError:  # it has just ended
+        return 0
+    return next((int(line.split()[1]) for line in lines if line.startswith(wanted)), 0)
 
 
 def copy_limit(inputs: Sequence[Path], out: Path, repeats: int) -> float:
