@@ -8,12 +8,14 @@ from __future__ import annotations
 import json
 import os
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import platformdirs
+import psutil
 from pydantic import Field, SecretStr
 
 from modelworks.core.errors import Invalid
@@ -138,6 +140,23 @@ def child_environment(settings: Settings, extra: Mapping[str, str] | None = None
     # became 15 times slower. A short spin keeps most of the speed on a quiet machine, and shares on a busy one.
     sharing = {"GOMP_SPINCOUNT": "1000"}
     return kept | hub | quiet | sharing | {"PYTHONUNBUFFERED": "1"} | dict(extra or {})
+
+
+@contextmanager
+def process_environment(rank: int, count: int, port: int) -> Iterator[int]:
+    """Set what torch.distributed and accelerate read in process `rank` of `count` here; give the threads of each."""
+    threads = max(1, (psutil.cpu_count(logical=False) or 1) // count)
+    ours = {
+        "RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": count, "LOCAL_WORLD_SIZE": count, "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": port, "GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": threads,
+    }  # fmt: skip
+    before = dict(os.environ)
+    os.environ.update({key: str(value) for key, value in ours.items()})
+    try:
+        yield threads
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
 
 
 def _environment_sources(environment: Mapping[str, str]) -> list[tuple[str, dict[str, object]]]:

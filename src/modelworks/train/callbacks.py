@@ -50,7 +50,7 @@ class Reporter:
 
     def on_substep_end(self, _args: Any, _state: Any, control: Any, **_: Any) -> None:
         with self._stopping(control):
-            self.job.check()
+            self.job.agree()
 
     def on_step_end(self, _args: Any, state: Any, control: Any, **_: Any) -> None:
         seconds_a_step = (time.monotonic() - self.began_at) / (state.global_step - self.first_step)
@@ -63,14 +63,15 @@ class Reporter:
                 epoch=round(state.epoch, 3),
                 eta_seconds=round(seconds_a_step * (state.max_steps - state.global_step), 1),
             )
-            self.job.check()
+            self.job.agree()
 
     def on_log(self, _args: Any, state: Any, control: Any, logs: dict[str, float], **_: Any) -> None:
         if "loss" not in logs:  # the summary at the end
             return
         now = time.monotonic()
         seconds = max(now - self.logged_at, 1e-9)
-        rate = (self.trainer.real_tokens - self.tokens_logged) / seconds
+        # The other processes' batches are as large, but for the last of an epoch.
+        rate = (self.trainer.real_tokens - self.tokens_logged) * self.job.processes / seconds
         step_time = seconds / max(state.global_step - self.logged_step, 1)
         self.logged_at, self.tokens_logged, self.logged_step = now, self.trainer.real_tokens, state.global_step
         numbers = {key: float(logs[key]) for key in self.watched if logs.get(key) is not None}

@@ -32,6 +32,22 @@ class SharedJob:
         return cls(job, job.job_id, job.inputs, job.checkpoints, processes)
 
     @property
+    def speaks(self) -> bool:
+        """Whether this is the first process."""
+        return self.job is not None
+
+    @contextmanager
+    def first_of_all(self) -> Iterator[None]:
+        """Let the first process do this before the others."""
+        if self.processes == 1:
+            yield
+            return
+        from accelerate import PartialState
+
+        with PartialState().main_process_first():
+            yield
+
+    @property
     def pausing(self) -> bool:
         if self.processes > 1:
             return self._asked == _PAUSE
@@ -39,7 +55,7 @@ class SharedJob:
 
     def check(self) -> None:
         if self.processes > 1:
-            if self._asked:
+            if self._asked and not (self._holding and self.pausing):
                 raise Cancelled
         else:
             self._tell(lambda job: job.check())

@@ -31,7 +31,8 @@ def answer_loss(network: Any, input_ids: Tensor, labels: Tensor) -> tuple[Tensor
     scored = torch.zeros_like(labels, dtype=torch.bool)
     scored[:, :-1] = labels[:, 1:] != IGNORED
     targets = labels[:, 1:][scored[:, :-1]]
-    head = network.get_output_embeddings()
+    # Where several processes train, what joins them is wrapped around the network.
+    head = getattr(network, "module", network).get_output_embeddings()
     hook = head.register_forward_pre_hook(lambda _module, inputs: (inputs[0][scored],))
     try:
         logits = network(input_ids=input_ids, use_cache=False).logits  # (N, V)
