@@ -7,7 +7,8 @@ from collections.abc import Iterator, Mapping
 from importlib.util import find_spec
 from typing import Any, Literal, TypeAlias
 
-from modelworks.core.errors import Invalid, ModelworksError, NotFound, Problem
+from modelworks.core.config import count_gpus
+from modelworks.core.errors import Invalid, ModelworksError, NotFound, Problem, Unsupported
 from modelworks.core.ids import check_name
 from modelworks.core.nouns import Adapter, AnyArtifact, Dataset, JsonObject, Model
 from modelworks.core.registry import choose
@@ -17,6 +18,7 @@ from modelworks.data.record import Conversation, Preference, Prompted, Rated, Re
 from modelworks.train.reporting import missing_packages
 from modelworks.train.spec import TrainSpec
 from modelworks.train.strategy import Params, Settled, Strategy, strategies
+from modelworks.weights.gguf_export import check_gguf
 from modelworks.weights.reader import Checkpoint
 
 _ROWS: Mapping[type[Record], str] = {
@@ -30,6 +32,9 @@ _ROWS: Mapping[type[Record], str] = {
 # Tokens of a row that are kept where the spec leaves it to us and the model would read more.
 LONGEST_ROW = 2048
 
+# Strategies whose batches may be divided among processes.
+TOGETHER = ("sft", "qlora", "pretrain", "dpo", "orpo")
+
 Provider: TypeAlias = Literal["huggingface", "unsloth"]
 
 
@@ -41,7 +46,10 @@ def check(spec: TrainSpec, inputs: Mapping[str, AnyArtifact]) -> None:
     """
     problems = tuple(_problems(spec, inputs))
     if problems:
-        raise Invalid("; ".join(str(problem) for problem in problems), problems=problems)
+        error = Invalid("; ".join(str(problem) for problem in problems), problems=problems)
+        codes = {problem.code for problem in problems}
+        error.code = codes.pop() or error.code if len(codes) == 1 else error.code
+        raise error
 
 
 def choose_strategy(spec: TrainSpec) -> tuple[Strategy, Params]:
@@ -133,9 +141,23 @@ def _problems(spec: TrainSpec, inputs: Mapping[str, AnyArtifact]) -> Iterator[Pr
     elif strategy is not None:
         yield from _row_problems(spec, strategy, dataset)
     yield from _lora_problems(spec, inputs)
+    yield from _publishing_problems(spec, model)
     yield from _watching_problems(spec, dataset)
+    yield from _process_problems(spec)
     if spec.warmup_steps >= 1 and spec.warmup_steps != int(spec.warmup_steps):
         yield Problem("warmup_steps", f"{spec.warmup_steps} is no whole number of steps", "below 1 it is a share")
+
+
+def _publishing_problems(spec: TrainSpec, model: AnyArtifact | None) -> Iterator[Problem]:
+    if spec.merge and spec.tuning == "full":
+        yield Problem("merge", "has no meaning with tuning full", "remove it: the whole model is published anyway")
+    if (spec.merge or spec.export_gguf) and spec.strategy == "reward":
+        yield Problem("merge, export_gguf", "a reward model writes no text", "remove them")
+    elif spec.export_gguf and isinstance(model, Model):
+        try:
+            check_gguf(model.path)
+        except Unsupported as error:
+            yield Problem("export_gguf", error.message)
 
 
 def _strategy_problems(
@@ -187,6 +209,22 @@ def _layers(model: Model) -> set[str]:
     return found - {"embed_tokens", "wte", "wpe", "lm_head", "score"}
 
 
+def _process_problems(spec: TrainSpec) -> Iterator[Problem]:
+    if spec.num_processes == 1:
+        if spec.parallel == "fsdp":
+            yield Problem("parallel", "fsdp divides weights among processes, and there is one", "raise num_processes")
+        return
+    if spec.strategy not in TOGETHER:
+        yield Problem("num_processes", f"{spec.strategy} trains in one process", f"only {', '.join(TOGETHER)} in more")
+    gpus = 0 if spec.device == "cpu" else count_gpus()
+    if gpus and spec.num_processes > gpus:
+        yield Problem(
+            "num_processes", f"{spec.num_processes} are more than the {gpus} GPUs of this machine", "lower it"
+        )
+    if spec.parallel == "fsdp" and not gpus:
+        yield Problem("parallel", "fsdp needs GPUs", "choose ddp")
+
+
 def _watching_problems(spec: TrainSpec, dataset: AnyArtifact) -> Iterator[Problem]:
     yield from missing_packages(spec)
     if spec.eval_steps is None:
@@ -208,6 +246,7 @@ def _row_problems(spec: TrainSpec, strategy: Strategy, dataset: Dataset) -> Iter
             "dataset",
             f"{spec.dataset} holds {_ROWS[found.makes]} (format {found.name}); {strategy.name} learns from {needed}",
             f"import rows of one of the formats {giving}, or choose the strategy {' or '.join(fitting)}",
+            "dataset_schema_mismatch",
         )
 
 
