@@ -299,6 +299,25 @@ def test_a_whole_body_becomes_a_dataset_that_can_be_seen_and_removed(door: Door)
     assert door.client.get("/modelworks/datasets/ACME/faq").status_code == 404
 
 
+def test_rows_can_be_looked_at_before_they_are_kept(door: Door) -> None:
+    from tiny import tiny_llama
+
+    door.services.catalog.add_model(tiny_llama(door.services.settings.home / "tiny"), "tiny")
+    form = {"model": "tiny", "max_length": "40", "on_bad_rows": "skip"}
+    files = {"file": ("a.txt", '{"prompt": "hi", "completion": "ho"}\n{"prompt": 1}\n'.encode("utf-16"))}
+
+    looked = door.client.post("/modelworks/datasets", files=files, data=form | {"dry_run": "true"}).json()
+
+    assert looked["dataset"] is None
+    assert door.client.get("/modelworks/datasets").json() == []
+    kept = door.client.post("/modelworks/datasets", files=files, data=form).json()
+    assert kept["dataset"]["notes"] == kept["report"]["notes"] == looked["report"]["notes"]
+    assert kept["preview"] == looked["preview"]
+    assert (kept["preview"]["truncated_rows"], kept["preview"]["masked_rows"]) == (0, 0)
+    address = "/modelworks/datasets/a/preview?model=tiny&max_length=20"
+    assert door.client.get(address).json()["masked_rows"] == 1
+
+
 @pytest.mark.parametrize(
     ("content_type", "body"),
     [

@@ -10,11 +10,11 @@ from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import FileResponse
 from pydantic import ConfigDict, Field
 
-from modelworks.app.answers import ImportSpec, Preview
+from modelworks.app.answers import Preview
 from modelworks.app.archive import archive_of
 from modelworks.app.catalog import LineageNode
 from modelworks.app.services import Services
-from modelworks.app.uploads import Imported, import_upload, open_inbox
+from modelworks.app.uploads import Imported, UploadSpec, import_upload, open_inbox
 from modelworks.core.nouns import Adapter, AnyArtifact, Dataset, Model
 from modelworks.core.spec import Spec
 from modelworks.web.dependencies import services
@@ -26,9 +26,12 @@ App = Annotated[Services, Depends(services)]
 Name = Annotated[str, Path(description="NAME or ORG/NAME, an alias, or an id")]
 
 
-FILENAME = {"type": "string", "description": "its ending tells the kind of file: .jsonl .json .csv .tsv .parquet"}
+FILENAME = {
+    "type": "string",
+    "description": "its ending tells the kind of file: .jsonl .json .csv .tsv .parquet .txt, also .gz",
+}
 # Both uploads are streamed to the disk, so FastAPI does not see their bodies and options.
-OPTIONS = ImportSpec.model_json_schema()["properties"]
+OPTIONS = UploadSpec.model_json_schema()["properties"]
 FORM = {
     "requestBody": {
         "required": True,
@@ -111,9 +114,10 @@ def preview_dataset(
     name: Name,
     app: App,
     model: Annotated[str | None, Query(description="a model whose tokens and chat template to use")] = None,
+    max_length: Annotated[int | None, Query(gt=1, description="tokens kept of a row")] = None,
 ) -> Preview:
-    """Show rows, token lengths and one row as `model` would see it."""
-    return app.catalog.preview(name, model)
+    """Show token lengths, what a training would cut off, and some rows as `model` would see them."""
+    return app.catalog.preview(name, model, max_length)
 
 
 @router.get("/datasets/{name:path}")

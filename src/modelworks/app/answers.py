@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from modelworks.data.preview import Preview
-from modelworks.data.spec import ImportSpec
 from modelworks.serve.deployment import DeploymentStatus
 
-__all__ = ["DeploymentStatus", "ImportSpec", "Preview"]
+__all__ = ["DeploymentStatus", "Preview"]

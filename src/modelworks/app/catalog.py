@@ -146,29 +146,52 @@ class Catalog:
         return check_name(name)
 
     def upload(self, source: Path, spec: ImportSpec) -> tuple[Dataset, ImportReport]:
-        """Import a file of rows; return the dataset and the report of the import. Blocks."""
+        """Import a file or folder of rows; return the dataset and the report of the import. Blocks."""
+        with self._imported(source, spec, keep=True) as (folder, report):
+            return self._publish(folder, source, spec, report), report
+
+    def upload_and_look(
+        self, source: Path, spec: ImportSpec, model: str | None, max_length: int | None, *, keep: bool
+    ) -> tuple[Dataset | None, ImportReport, Preview]:
+        """Import, and see how `model` reads the rows; nothing is kept if it cannot, or without `keep`. Blocks."""
+        with self._imported(source, spec, keep=keep) as (folder, report):
+            seen = self._preview(folder, model, max_length)
+            return self._publish(folder, source, spec, report) if keep else None, report, seen
+
+    @contextmanager
+    def _imported(self, source: Path, spec: ImportSpec, *, keep: bool) -> Iterator[tuple[Path, ImportReport]]:
         from modelworks.data.importer import import_file
 
-        name = spec.name or source.name.split(".")[0]
-        self.check_free("datasets", name, replace=spec.replace)
-        files.check_space(self.settings.home, 2 * source.stat().st_size)
-        recipe: JsonObject = {"source": source.name} | spec.model_dump(mode="json")
+        if keep:
+            self.check_free("datasets", _dataset_name(source, spec), replace=spec.replace)
+        read = source.rglob("*") if source.is_dir() else (source,)
+        files.check_space(self.settings.home, 2 * sum(file.stat().st_size for file in read))
         with self.staging() as folder:
-            report = import_file(source, folder, spec)
-            dataset = self.settle(folder, ArtifactKind.DATASET, name, report.facts(), recipe, replace=spec.replace)
+            yield folder, import_file(source, folder, spec)
+
+    def _publish(self, folder: Path, source: Path, spec: ImportSpec, report: ImportReport) -> Dataset:
+        recipe: JsonObject = {"source": source.name} | spec.model_dump(mode="json")
+        name = _dataset_name(source, spec)
+        dataset = self.settle(folder, ArtifactKind.DATASET, name, report.facts(), recipe, replace=spec.replace)
         if not isinstance(dataset, Dataset):
             raise TypeError(f"{dataset.kind}")
-        return dataset, report
+        return dataset
 
-    def preview(self, name: str, model: str | None) -> Preview:
-        """Token lengths and a rendered sample of a dataset, as `model` would see it."""
+    def preview(self, name: str, model: str | None, max_length: int | None = None) -> Preview:
+        """Token lengths, what is cut, and rendered samples of a dataset, as `model` would see it."""
+        return self._preview(self.dataset(name).path, model, max_length)
+
+    def _preview(self, folder: Path, model: str | None, max_length: int | None) -> Preview:
         from modelworks.data.preview import preview
+        from modelworks.train.plan import LONGEST_ROW, context_length
 
-        folder = None
-        if model is not None:
-            found = self.model(model)
-            folder = (self.base_of(found) if isinstance(found, Adapter) else found).path
-        return preview(self.dataset(name).path, folder)
+        if model is None:
+            if max_length is not None:
+                raise Invalid("max_length counts tokens: name a model, whose tokens they are")
+            return preview(folder, None)
+        found = self.model(model)
+        base = self.base_of(found) if isinstance(found, Adapter) else found
+        return preview(folder, base.path, max_length or min(context_length(base), LONGEST_ROW))
 
     def add_model(self, source: Path, name: str, *, base: str | None = None, replace: bool = False) -> Model | Adapter:
         """Copy a checkpoint or adapter folder into the workspace under `name`. Blocks.
@@ -350,3 +373,7 @@ class Catalog:
                 yield folder
         finally:
             shutil.rmtree(folder, ignore_errors=True)
+
+
+def _dataset_name(source: Path, spec: ImportSpec) -> str:
+    return spec.name or source.name.split(".")[0]

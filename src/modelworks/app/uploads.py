@@ -10,6 +10,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from pydantic import Field
+
 from modelworks.app.services import Services
 from modelworks.core.config import Settings
 from modelworks.core.errors import Invalid, ModelworksError
@@ -17,6 +19,7 @@ from modelworks.core.ids import new_id
 from modelworks.core.nouns import Dataset
 from modelworks.core.spec import parse_spec
 from modelworks.data.importer import ImportReport
+from modelworks.data.preview import Preview
 from modelworks.data.spec import ImportSpec
 from modelworks.store import files
 
@@ -24,12 +27,21 @@ from modelworks.store import files
 _SUFFIX = re.compile(r"(\.[A-Za-z0-9]{1,8}){1,2}$")
 
 
+class UploadSpec(ImportSpec):
+    """Import a file of rows, and look at them as a model reads them."""
+
+    model: str | None = Field(None, description="a model whose tokens and chat template the preview shows")
+    max_length: int | None = Field(None, gt=1, description="tokens kept of a row.  By default as a training would")
+    dry_run: bool = Field(False, description="only look: nothing is kept")
+
+
 @dataclass(frozen=True, kw_only=True)
 class Imported:
-    """A new dataset, and what its import counted and found."""
+    """A new dataset (null after a dry run), what its import counted and found, and how its rows look."""
 
-    dataset: Dataset
+    dataset: Dataset | None
     report: ImportReport
+    preview: Preview
 
 
 @dataclass(frozen=True)
@@ -62,7 +74,7 @@ def open_inbox(settings: Settings) -> Iterator[Inbox]:
 
 
 def import_upload(services: Services, source: Path, label: str, options: Mapping[str, str]) -> Imported:
-    """Import a received file; options are those of ImportSpec, `columns` as JSON. Blocks.
+    """Import a received file; options are those of UploadSpec, `columns` as JSON. Blocks.
 
     Raises:
         Invalid: an option or too many rows cannot be read.
@@ -72,14 +84,19 @@ def import_upload(services: Services, source: Path, label: str, options: Mapping
     if "columns" in read:
         read["columns"] = _read_columns(options["columns"])
     read.setdefault("name", Path(label.replace("\\", "/")).name.split(".")[0])
-    spec = parse_spec(ImportSpec, read, where="upload")
+    asked = parse_spec(UploadSpec, read, where="upload")
+    spec = ImportSpec(**asked.model_dump(include=set(ImportSpec.model_fields)))
+    if asked.model is not None:
+        services.catalog.model(asked.model)  # before the import, which would be for nothing
     try:
-        dataset, report = services.catalog.upload(source, spec)
+        dataset, report, preview = services.catalog.upload_and_look(
+            source, spec, asked.model, asked.max_length, keep=not asked.dry_run
+        )
     except ModelworksError as error:
         # Its sender knows the file by another name.
         error.message = error.message.replace(str(source), label or "the file")
         raise
-    return Imported(dataset=dataset, report=report)
+    return Imported(dataset=dataset, report=report, preview=preview)
 
 
 def _read_columns(text: str) -> object:

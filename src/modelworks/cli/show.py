@@ -19,51 +19,51 @@ BAR_WIDTH = 40
 
 
 @click.command(
-    cls=Command, name="upload", short_help="Import a file of rows as a dataset.",
+    cls=Command, name="upload", short_help="Import a file or folder of rows as a dataset.",
     example=(
         "modelworks upload rows.jsonl --name shell",
         "modelworks upload rows.csv --name faq --columns instruction=question,output=answer",
+        "modelworks upload rows.jsonl --dry-run --model smollm2-135m --max-length 512",
     ),
 )  # fmt: skip
 @click.argument("file", type=click.Path(path_type=Path))
 @click.option("--name", help="Name of the dataset.  [default: the file's]")
-@click.option("--format", help="alpaca, messages, sharegpt, prompt_completion, input_output, text.  [default: look]")
+@click.option("--format", help="alpaca, messages, sharegpt, preference, text ...  [default: look]")
 @click.option("--columns", multiple=True, metavar="KEY=COLUMN", help="Where the format's columns are; repeat for more.")
 @click.option("--validation-share", metavar="X", help="Share of rows held out.  [default: 0.1]")
 @click.option("--seed", metavar="N", help="Another seed holds out other rows.  [default: 0]")
 @click.option("--on-bad-rows", metavar="fail|skip", help="fail: refuse a file with many bad rows.  [default: fail]")
+@click.option("--drop-duplicates", is_flag=True, help="Leave out rows that repeat an earlier one.")
 @click.option("--replace", is_flag=True, help="Move the name from an older dataset to this one.")
-@click.option("--preview", metavar="MODEL", help="Then show lengths and a sample as MODEL reads them.")
+@click.option("--model", "--preview", metavar="MODEL", help="Then show lengths and samples as MODEL reads them.")
+@click.option(
+    "--max-length", metavar="N", help="Tokens kept of a row, to see what is cut.  [default: as in a training]"
+)
+@click.option("--dry-run", is_flag=True, help="Only look: keep nothing.")
 @pass_session
-def upload(
-    session: Session, file: Path, columns: tuple[str, ...], preview: str | None, replace: bool, **given: str | None
-) -> None:
-    """Import a file of rows (JSONL, JSON, CSV, Parquet) as a dataset."""
+def upload(session: Session, file: Path, columns: tuple[str, ...], **given: str | bool | None) -> None:
+    """Import rows (JSONL, JSON, CSV, TSV, Parquet, text; also .gz, or a folder of such files) as a dataset."""
     from modelworks.app.uploads import import_upload
 
-    if not file.is_file():
+    if not file.exists():
         raise NotFound(f"there is no file {file}")
-    options = {key: value for key, value in given.items() if value is not None} | (
-        {"replace": "true"} if replace else {}
-    )
+    options = {key: str(value) for key, value in given.items() if value not in (None, False)}
     if columns:
         options["columns"] = json.dumps(dict(_column(part) for text in columns for part in text.split(",")))
-    if preview is not None:
-        session.services.catalog.model(preview)
-    imported = import_upload(session.services, file, file.name, options)
-    dataset, report = imported.dataset, imported.report
-    seen = None if preview is None else session.services.catalog.preview(dataset.name, preview)
+    imported = import_upload(session.services, file, file.absolute().name, options)
+    report = imported.report
     if session.json:
-        render.print_json(imported if seen is None else {**vars(imported), "preview": seen})
+        render.print_json(imported)
         return
+    name = "dry run" if imported.dataset is None else imported.dataset.name
     click.echo(
-        f"{dataset.name}  {dataset.format}, {dataset.train_rows:,} rows to train on, {dataset.validation_rows:,} held "
-        f"out; left out: {dataset.duplicate_rows:,} duplicate, {dataset.empty_rows:,} empty, {report.bad_rows:,} bad"
+        f"{name}  {report.format}, {report.train_rows:,} rows to train on, {report.validation_rows:,} held "
+        f"out; left out: {report.empty_rows:,} empty, {report.bad_rows:,} bad"
     )
-    for problem in report.problems:
-        session.say(f"  {problem}")
-    if seen is not None:
-        _print_preview(seen)
+    for line in (*report.notes, *report.problems):
+        session.say(f"  {line}")
+    if given["model"] or given["dry_run"]:
+        _print_preview(imported.preview)
 
 
 def _column(text: str) -> tuple[str, str]:
@@ -108,11 +108,12 @@ def show_dataset(session: Session, name: str) -> None:
 
 @datasets.command(name="preview", example="modelworks datasets preview shell --model smollm2-135m")
 @click.argument("name")
-@click.option("--model", metavar="MODEL", help="Count tokens and render the sample as MODEL reads it.")
+@click.option("--model", metavar="MODEL", help="Count tokens and render samples as MODEL reads them.")
+@click.option("--max-length", type=click.IntRange(min=2), help="Tokens kept of a row.  [default: as in a training]")
 @pass_session
-def preview_dataset(session: Session, name: str, model: str | None) -> None:
-    """Show how long rows are, and one of them; what is learned is marked."""
-    found = session.services.catalog.preview(name, model)
+def preview_dataset(session: Session, name: str, model: str | None, max_length: int | None) -> None:
+    """Show how long rows are, what a training would cut off, and some rows; what is learned is marked."""
+    found = session.services.catalog.preview(name, model, max_length)
     if session.json:
         render.print_json(found)
     else:
@@ -236,14 +237,22 @@ def _print_preview(preview: Any) -> None:  # a Preview, which belongs to data
 
     click.echo(
         f"{preview.rows_measured:,} rows measured, in {preview.unit}: half up to {preview.p50:,}, "
-        f"95 of 100 up to {preview.p95:,}, the longest {preview.max:,}"
+        f"95 of 100 up to {preview.p95:,}, 99 up to {preview.p99:,}, the longest {preview.max:,}"
     )
     most = max(bucket.rows for bucket in preview.buckets)
     for bucket in preview.buckets:
         bar = "█" * -(-bucket.rows * BAR_WIDTH // most)
         click.echo(f"{bucket.at_least:>8,} to {bucket.below - 1:>8,}  {bar} {bucket.rows:,}")
-    click.echo("\nA row as it is read; what is learned is underlined:")
-    sample = Text()
-    for part in preview.sample:
-        sample.append(part.text, style="underline green" if part.learned else "")
-    render.show(sample)
+    if preview.max_length is not None:
+        click.echo(
+            f"cut at {preview.max_length:,} tokens: {preview.truncated_rows:,} rows lose their end, "
+            f"{preview.masked_rows:,} have nothing left to learn"
+        )
+    click.echo("\nRows as they are read; what is learned is ⟦underlined⟧, what is cut off is struck out:")
+    for number, parts in enumerate(preview.samples, start=1):
+        sample = Text(f"--- {number} ---\n", style="dim")
+        for part in parts:
+            style = "strike dim" if part.cut else "underline green" if part.learned else "none"
+            # The brackets stay where there are no colours.
+            sample.append(f"⟦{part.text}⟧" if part.learned and not part.cut else part.text, style=style)
+        render.show(sample)

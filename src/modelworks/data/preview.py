@@ -1,16 +1,20 @@
-"""What a dataset looks like to a model: how long its rows are, and one of them as it will be read."""
+"""What a dataset looks like to a model: how long its rows are, what is cut off, and some rows as they will be read."""
 
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
-from itertools import chain
+from itertools import chain, pairwise
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from modelworks.core.errors import Invalid
-from modelworks.data.record import Preference, Rated, Record, Text, count, read_records
-from modelworks.data.render import ChatTemplate, Marked, encode_example, load_tokenizer, mark
+from modelworks.data.record import Preference, Prompted, Rated, Record, Text, count, read_records
+from modelworks.data.render import IGNORED, ChatTemplate, Marked, encode_example, load_tokenizer, mark
+
+if TYPE_CHECKING:
+    from tokenizers import Encoding, Tokenizer
 
 MEASURED_ROWS = 2000
 
@@ -26,27 +30,36 @@ class Bucket:
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """A stretch of the sample; `learned` ones carry the loss."""
+    """A stretch of a sample; `learned` ones carry the loss, `cut` ones lie behind `max_length` and are not read."""
 
     text: str
     learned: bool
+    cut: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Preview:
-    """Lengths are in tokens of the model, or in characters where none is given; of rows spread over the dataset."""
+    """Lengths are in tokens of the model, or in characters where none is given; of rows spread over the dataset.
+
+    Of `rows_measured`, `truncated_rows` are longer than `max_length`, and `masked_rows` have nothing left to learn.
+    """
 
     unit: Literal["tokens", "characters"]
     rows_measured: int
     buckets: tuple[Bucket, ...]
     p50: int
     p95: int
+    p99: int
     max: int
-    sample: tuple[Part, ...]
+    max_length: int | None
+    truncated_rows: int
+    masked_rows: int
+    # the first row, one in the middle, and the longest
+    samples: tuple[tuple[Part, ...], ...]
 
 
-def preview(dataset_folder: Path, model_folder: Path | None) -> Preview:
-    """Measure rows and render the first one as `model_folder` reads it; without a model, as plain words.
+def preview(dataset_folder: Path, model_folder: Path | None, max_length: int | None = None) -> Preview:
+    """Measure rows and render some as `model_folder` reads them; without a model, as plain words.
 
     Raises:
         Unsupported: the model has no tokenizer or no chat template.
@@ -55,11 +68,46 @@ def preview(dataset_folder: Path, model_folder: Path | None) -> Preview:
     records = _spread(dataset_folder)
     if model_folder is None:
         marked = [_mark_plainly(record) for record in records]
-        return _preview("characters", [len(each.text) for each in marked], marked[0])
-    tokenizer, template = load_tokenizer(model_folder), ChatTemplate.load(model_folder)
-    examples = [encode_example(tokenizer, template, _longest(record)) for record in records]
-    lengths = [len(example.input_ids) for example in examples if example is not None]
-    return _preview("tokens", lengths, _with_rejected(mark(tokenizer, template, records[0]), records[0]))
+        lengths = [len(each.text) for each in marked]
+        samples = tuple((*_parts(marked[index]), *_aside(records[index])) for index in _shown(lengths))
+        return _preview("characters", lengths, None, 0, samples)
+    reader = _Reader(model_folder, max_length)
+    measured = [reader.measure(record) for record in records]
+    lengths = [length for length, _ in measured]
+    samples = tuple(reader.show(records[index]) for index in _shown(lengths))
+    return _preview("tokens", lengths, max_length, sum(masked for _, masked in measured), samples)
+
+
+class _Reader:
+    def __init__(self, model_folder: Path, max_length: int | None) -> None:
+        self.tokenizer: Tokenizer = load_tokenizer(model_folder)
+        self.template = ChatTemplate.load(model_folder)
+        self.max_length = max_length
+
+    def measure(self, record: Record) -> tuple[int, bool]:
+        """Tokens, of the longer answer if there are two, and whether `max_length` leaves nothing to learn."""
+        if isinstance(record, Prompted):
+            length = len(self._encode(record).ids)
+            return length, self.max_length is not None and length > self.max_length
+        length, masked = 0, False
+        for each in _conversations(record):
+            example = encode_example(self.tokenizer, self.template, each)
+            length = max(length, len(self._encode(each).ids) if example is None else len(example.input_ids))
+            # The first position has no predecessor that could predict it.
+            labels = () if example is None else example.labels[1 : self.max_length]
+            masked |= all(label == IGNORED for label in labels)
+        return length, masked
+
+    def show(self, record: Record) -> tuple[Part, ...]:
+        marked = mark(self.tokenizer, self.template, record)
+        starts = [start for start, _ in self._encode(record).offsets]
+        limit = len(starts) if self.max_length is None else self.max_length
+        cut = starts[limit] if limit < len(starts) else len(marked.text)
+        return (*_parts(marked, cut), *_aside(record))
+
+    def _encode(self, record: Record) -> Encoding:
+        text = mark(self.tokenizer, self.template, record).text
+        return self.tokenizer.encode(text, add_special_tokens=isinstance(record, Text))
 
 
 def _spread(dataset_folder: Path) -> list[Record]:
@@ -71,46 +119,61 @@ def _spread(dataset_folder: Path) -> list[Record]:
     return [record for index, record in enumerate(rows) if index % step == 0]
 
 
-def _preview(unit: Literal["tokens", "characters"], lengths: list[int], sample: Marked) -> Preview:
+def _shown(lengths: list[int]) -> list[int]:
+    return list(dict.fromkeys((0, len(lengths) // 2, lengths.index(max(lengths)))))
+
+
+def _preview(
+    unit: Literal["tokens", "characters"],
+    lengths: list[int],
+    max_length: int | None,
+    masked_rows: int,
+    samples: tuple[tuple[Part, ...], ...],
+) -> Preview:
     lengths = sorted(lengths)
     # bucket k holds the lengths of k binary digits: [2^(k-1), 2^k)
     digits = Counter(length.bit_length() for length in lengths)
     buckets = tuple(Bucket(1 << (k - 1) if k else 0, 1 << k, digits[k]) for k in range(min(digits), max(digits) + 1))
-    p50, p95 = (lengths[min(len(lengths) - 1, len(lengths) * share // 100)] for share in (50, 95))
-    return Preview(unit, len(lengths), buckets, p50, p95, lengths[-1], _parts(sample))
+    p50, p95, p99 = (lengths[min(len(lengths) - 1, len(lengths) * share // 100)] for share in (50, 95, 99))
+    truncated_rows = 0 if max_length is None else sum(length > max_length for length in lengths)
+    return Preview(
+        unit, len(lengths), buckets, p50, p95, p99, lengths[-1], max_length, truncated_rows, masked_rows, samples
+    )
 
 
-def _parts(sample: Marked) -> tuple[Part, ...]:
-    parts: list[Part] = []
-    cursor = 0
-    for start, end in sample.learned:
-        parts += [Part(sample.text[cursor:start], False), Part(sample.text[start:end], True)]
-        cursor = end
-    parts.append(Part(sample.text[cursor:], False))
-    return tuple(part for part in parts if part.text)
+def _parts(sample: Marked, cut: int | None = None) -> tuple[Part, ...]:
+    cut = len(sample.text) if cut is None else cut
+    borders = sorted({0, cut, len(sample.text), *chain.from_iterable(sample.learned)})
+    return tuple(
+        Part(
+            sample.text[start:end], any(first <= start and end <= last for first, last in sample.learned), start >= cut
+        )
+        for start, end in pairwise(borders)
+    )
 
 
-def _longest(record: Record) -> Record:
-    return record.answered(max(record.chosen, record.rejected, key=len)) if isinstance(record, Preference) else record
-
-
-def _with_rejected(marked: Marked, record: Record) -> Marked:
-    if isinstance(record, Rated):
-        return Marked(f"{marked.text}label: {'good' if record.desirable else 'bad'}\n", marked.learned)
+def _conversations(record: Record) -> Iterable[Record]:
     if isinstance(record, Preference):
-        return Marked(f"{marked.text}rejected: {record.rejected}\n", marked.learned)
-    return marked
+        return record.answered(record.chosen), record.answered(record.rejected)
+    return (record,)
+
+
+def _aside(record: Record) -> tuple[Part, ...]:
+    """What a row holds beside its conversation."""
+    if isinstance(record, Rated):
+        return (Part(f"label: {'good' if record.desirable else 'bad'}\n", False),)
+    return (Part(f"rejected: {record.rejected}\n", False),) if isinstance(record, Preference) else ()
 
 
 def _mark_plainly(record: Record) -> Marked:
     if isinstance(record, Text):
         return Marked(record.text, ((0, len(record.text)),))
     if isinstance(record, Preference):
-        return _with_rejected(_mark_plainly(record.answered(record.chosen)), record)
+        return _mark_plainly(record.answered(record.chosen))
     text, learned = "", []
     for message in record.messages:
         text += f"{message.role}: "
         if message.role == "assistant" and message.learned:
             learned.append((len(text), len(text) + len(message.content)))
         text += f"{message.content}\n"
-    return _with_rejected(Marked(text, tuple(learned)), record)
+    return Marked(text, tuple(learned))

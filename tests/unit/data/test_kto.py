@@ -19,11 +19,14 @@ A, B = {"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}
 GOOD = Rated((Message("user", "a"), Message("assistant", "b")), desirable=True)
 
 
-def bring(tmp_path: Path, *rows: object) -> tuple[ImportReport, list[Record]]:
+ALL_TRAIN = ImportSpec(validation_share=0)
+
+
+def bring(tmp_path: Path, *rows: object, spec: ImportSpec = ALL_TRAIN) -> tuple[ImportReport, list[Record]]:
     source, folder = tmp_path / "rows.jsonl", tmp_path / "dataset"
     source.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    folder.mkdir()
-    return import_file(source, folder, ImportSpec(validation_share=0)), list(read_records(folder, "train"))
+    folder.mkdir(exist_ok=True)
+    return import_file(source, folder, spec), list(read_records(folder, "train"))
 
 
 @pytest.mark.parametrize("label", [True, 1, 1.0, "true", "True", "1"])
@@ -56,15 +59,18 @@ def test_only_the_last_answer_is_rated(tmp_path: Path) -> None:
 
 
 def test_a_label_that_is_no_rating_is_told(tmp_path: Path) -> None:
+    row = {"prompt": "a", "completion": "b", "label": "sports"}
+
     with pytest.raises(Invalid, match="label: is 'sports', which does not tell good from bad"):
-        bring(tmp_path, {"prompt": "a", "completion": "b", "label": "sports"})
+        bring(tmp_path, row, spec=ImportSpec(format="kto"))
+    assert bring(tmp_path, row)[0].notes == ("not used: the columns label",)
 
 
 def test_a_preview_shows_the_label(tmp_path: Path) -> None:
     bring(tmp_path, {"prompt": "a", "completion": "b", "label": 0})
     tiny = tiny_llama(tmp_path / "tiny")
 
-    shown = [preview(tmp_path / "dataset", model).sample for model in (None, tiny)]
+    shown = [preview(tmp_path / "dataset", model).samples[0] for model in (None, tiny)]
 
     assert ["".join(part.text for part in parts).splitlines()[-1] for parts in shown] == ["label: bad"] * 2
 
