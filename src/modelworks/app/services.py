@@ -179,11 +179,11 @@ class Services:
         old = self.job(id_or_alias)
         if old.state not in {JobState.FAILED, JobState.CANCELLED}:
             raise Conflict(f"job {old.id} is {old.state}; only a failed or cancelled job can be tried again")
+        if children := queue.children(self.database, old):
+            return self._retry_unfinished(old, children)
         job_id, left = new_id(), self.folder(old.id).checkpoints
         kept = self.folder(job_id).checkpoints
-        if left.exists():
-            kept.parent.mkdir(parents=True)
-            left.rename(kept)
+        self._hand_on(old.id, job_id)
         try:
             return self.submit(old.kind, old.spec, priority=old.priority, job_id=job_id, labels=old.labels)
         except ModelworksError:
@@ -191,6 +191,31 @@ class Services:
                 kept.rename(left)
                 kept.parent.rmdir()
             raise
+
+    def _retry_unfinished(self, old: Job, children: list[Job]) -> Job:
+        """Queue a job again with those of its children that did not succeed; the others stay what they are."""
+        parent = replace(self._accept_again(old), id=new_id())
+        again = {
+            child.id: replace(self._accept_again(child), id=new_id(), labels=child.labels | {old.kind: parent.id})
+            for child in children
+            if child.state is not JobState.SUCCEEDED
+        }
+        for child_id, new in again.items():
+            self._hand_on(child_id, str(new.id))
+        ids = [again[child.id].id if child.id in again else child.id for child in children]
+        parent = replace(parent, labels=old.labels | {queue.CHILDREN: list(ids)})
+        return queue.insert_job(self.database, parent, list(again.values()))
+
+    def _accept_again(self, old: Job) -> queue.NewJob:
+        kind = kind_named(old.kind)
+        return self._accept(kind, parse_spec(kind.spec, old.spec), old.priority)
+
+    def _hand_on(self, job_id: str, new_id: str) -> None:
+        """Let a job have the checkpoints that another left."""
+        left, kept = self.folder(job_id).checkpoints, self.folder(new_id).checkpoints
+        if left.exists():
+            kept.parent.mkdir(parents=True)
+            left.rename(kept)
 
     def events(self, id_or_alias: str, after: int = 0, limit: int = events.PAGE) -> list[Event]:
         """Up to `limit` events numbered above `after`."""
