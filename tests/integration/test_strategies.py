@@ -78,8 +78,8 @@ def spec(strategy: str, **changes: Any) -> TrainSpec:
 
 def weights(job: FakeJob) -> dict[str, torch.Tensor]:
     (draft,) = job.drafts
-    assert draft.kind is ArtifactKind.ADAPTER
-    found: dict[str, torch.Tensor] = load_file(draft.folder / "adapter_model.safetensors")
+    name = "adapter_model" if draft.kind is ArtifactKind.ADAPTER else "model"
+    found: dict[str, torch.Tensor] = load_file(draft.folder / f"{name}.safetensors")
     return found
 
 
@@ -178,6 +178,9 @@ def test_pairs_whose_answers_are_cut_off_are_counted_or_refused(tmp_path: Path, 
         ("qlora", {}),
         ("dpo", {}),
         ("dpo", {"dtype": "bf16", "gradient_accumulation_steps": 2}),
+        ("orpo", {}),
+        ("kto", {}),
+        ("reward", {}),
         ("rlhf", {}),
         ("grpo", {"gradient_accumulation_steps": 2}),
         ("pretrain", {"max_length": 16}),

@@ -104,6 +104,8 @@ def _llama3(frequencies: Tensor, rope: JsonObject) -> Tensor:
 def _refuse_what_differs(folder: Path, config: JsonObject) -> None:
     named = config.get("architectures")
     names = [str(name) for name in named] if isinstance(named, list) else []
+    if names and names[0].endswith("ForSequenceClassification"):
+        raise Unsupported(f"{folder} is a reward model: it rates texts and writes none; name it as params.reward_model")
     if not names or names[0] not in SUPPORTED:
         found = ", ".join(names) or f"model_type {config.get('model_type')}"
         raise Unsupported(f"{folder}: the native engine cannot run {found}; it runs {', '.join(SUPPORTED)}")
