@@ -10,6 +10,7 @@ from modelworks.core.hashing import digest_of, list_files
 from modelworks.core.ids import new_id
 from modelworks.core.nouns import ArtifactKind, Draft, JsonObject, Parent
 from modelworks.train.card import write_card
+from modelworks.train.rewards import files_named
 from modelworks.train.strategy import Setup
 from modelworks.weights.companions import copy_companions
 from modelworks.weights.export import file_draft, file_name
@@ -23,7 +24,8 @@ def publish(setup: Setup, network: Any, metrics: dict[str, float], counts: JsonO
     spec, name = setup.spec, setup.spec.published_name
     recipe = {**spec.model_dump(mode="json"), "learning_rate": setup.learning_rate}
     recipe |= {"kind": "train", "provider": setup.provider}
-    judges = (Parent.of("judge", setup.job.inputs[judge]) for judge in spec.models[1:])
+    judging = (*spec.models[1:], *files_named(spec.params))
+    judges = (Parent.of("judge", setup.job.inputs[name]) for name in judging)
     begun = (Parent.of("adapter", setup.start),) if setup.start else ()
     parents = (Parent.of("base", setup.model), *begun, Parent.of("data", setup.dataset), *judges)
 

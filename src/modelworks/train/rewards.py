@@ -117,9 +117,10 @@ def judge_of(reward: Reward, inputs: Mapping[str, AnyArtifact]) -> Judge:
     if reward.name not in BUILT_IN:
         return _judge_by_file(reward, _file(reward, inputs))
     rate = BUILT_IN[reward.name]
+    known = reference_of if reward.name in _NEEDS_REFERENCE else lambda _: ""
 
     def judge(prompts: Sequence[Prompt], _: Sequence[list[int]], texts: Sequence[str]) -> list[float]:
-        return [rate(text, reference_of(prompt), reward) for prompt, text in zip(prompts, texts, strict=True)]
+        return [rate(text, known(prompt), reward) for prompt, text in zip(prompts, texts, strict=True)]
 
     return judge
 

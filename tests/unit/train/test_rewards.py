@@ -120,5 +120,6 @@ def test_a_row_without_an_answer_to_compare_with_is_named() -> None:
     blank = Prompt(SIX.messages, SIX.ids, {}, 9)
 
     check_references([Reward(name="length", length=3)], [SIX, blank])
+    assert judge_of(Reward(name="length", length=3), {})([blank], [[1]], ["six"]) == [1]
     with pytest.raises(Invalid, match="row 9 tells no answer"):
         check_references([Reward(name="number")], [SIX, blank])
