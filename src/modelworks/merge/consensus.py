@@ -99,10 +99,14 @@ def restore_l1(look: TensorLook, keep: Keep) -> Keep:
     """Scale what is kept of each model's changes so that their magnitudes add up to as much as before."""
     import torch
 
-    sums = [_magnitudes(piece.deltas, keep(piece)) for piece in look.pieces()]
-    if not sums:
+    # Into one place: small results, held while pieces come and go, would scatter over the heap.
+    total: Tensor | None = None
+    for piece in look.pieces():
+        sums = _magnitudes(piece.deltas, keep(piece))
+        total = sums if total is None else total.add_(sums)
+    if total is None:
         return keep
-    before, after = torch.stack(sums).sum(0)
+    before, after = total
     # Where next to nothing was, or is left, there is nothing to restore.
     factors = torch.where((before < 1e-7) | (after < 1e-7), 1.0, before / after).float()[:, None]
     return lambda piece: keep(piece).mul_(factors)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import gc
 import multiprocessing
 import os
 import signal
@@ -52,6 +53,7 @@ def share_out(
     context = multiprocessing.get_context("fork")
     following = context.Value("q", 0)
     workers: dict[Connection, Any] = {}
+    gc.freeze()  # a collection in a fork would touch, and so copy, every page that holds objects of ours
     try:
         for _ in range(min(count, len(items))):
             mine, theirs = context.Pipe(duplex=False)
@@ -64,6 +66,7 @@ def share_out(
                 _take_one(reader, workers, items, take)  # type: ignore[arg-type] # only connections were given
             check()
     finally:
+        gc.unfreeze()
         for process in workers.values():
             process.kill()
             process.join()
