@@ -255,6 +255,8 @@ class Services:
                 try:
                     found[name] = look[shelf](name)
                 except (NotFound, Invalid) as error:
+                    if isinstance(error, NotFound):
+                        error.code = f"{shelf.removesuffix('s')}_not_found"
                     first = first or error
                     problems.append(Problem(name, error.message))
         if first is not None and len(problems) == 1:

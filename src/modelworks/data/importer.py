@@ -27,6 +27,18 @@ MAX_BAD_SHARE = 0.05
 SHOWN_COLUMNS = 20
 
 
+class SchemaMismatch(Invalid):
+    """The columns of a file are not those of the format, or of any."""
+
+    code = "dataset_schema_mismatch"
+
+
+class BadRows(Invalid):
+    """Too many rows of a file cannot be read."""
+
+    code = "dataset_bad_rows"
+
+
 @dataclass(frozen=True, kw_only=True)
 class ImportReport:
     """What became of the rows.
@@ -75,7 +87,7 @@ def import_file(source: Path, folder: Path, spec: ImportSpec) -> ImportReport:
     columns = _columns(sample)
     if not columns:
         shown = tuple(Problem(row.where, row.problem or _not_object(row.value)) for row in sample[:SHOWN_PROBLEMS])
-        raise Invalid(f"{source} holds no objects; {shown[0]}", problems=shown)
+        raise BadRows(f"{source} holds no objects; {shown[0]}", problems=shown)
     chosen = _choose_format(source, columns, sample, spec)
     has_split = _has_split(sample, spec)
     with split_path(folder, "train").open("wb") as train, split_path(folder, "validation").open("wb") as validation:
@@ -191,14 +203,14 @@ def _choose_format(source: Path, columns: tuple[str, ...], sample: Sequence[RawR
         chosen = max(fitting, key=lambda form: form.rank, default=None)
         if chosen is None:
             tried = "; ".join(f"{form.name} needs {', '.join(form.needs)}" for form in known.values())
-            raise Invalid(
+            raise SchemaMismatch(
                 f"{source} has the columns {seen}, which fit no format ({tried}); "
                 "say where they are, e.g. columns: {instruction: question, output: answer}"
             )
     else:
         chosen = choose(known, spec.format, "format")
         if lacking := ", ".join(chosen.lacks(names)):
-            raise Invalid(f"{source} lacks {lacking} for {chosen.name}; it has {seen}: map columns")
+            raise SchemaMismatch(f"{source} lacks {lacking} for {chosen.name}; it has {seen}: map columns")
     used = (*chosen.columns, "split")
     for target in spec.columns:
         if target not in used:
@@ -239,10 +251,10 @@ def _refuse_bad(source: Path, intake: _Intake) -> None:
     good = sum(intake.rows.values())
     problems = tuple(intake.problems)
     if good == 0 and not intake.bad:
-        raise Invalid(f"all {intake.empty} rows of {source} are empty")
+        raise BadRows(f"all {intake.empty} rows of {source} are empty")
     too_many = intake.spec.on_bad_rows == "fail" and intake.bad > MAX_BAD_SHARE * intake.read
     if good == 0 or too_many:
-        raise Invalid(
+        raise BadRows(
             f"{intake.bad} of {intake.read} rows of {source} cannot be read as {intake.format.name}, first: "
             f"{problems[0]}; mend them" + ("" if good == 0 else ", or import with on_bad_rows: skip"),
             problems=problems,

@@ -15,6 +15,8 @@ from modelworks.core.registry import choose
 from modelworks.core.spec import parse_spec
 from modelworks.data.format import formats
 from modelworks.data.record import Conversation, Preference, Prompted, Rated, Record, Text
+from modelworks.train.footprint import device_of, least_memory
+from modelworks.train.microbatches import memory_bytes
 from modelworks.train.reporting import missing_packages
 from modelworks.train.spec import TrainSpec
 from modelworks.train.strategy import Params, Settled, Strategy, strategies
@@ -142,6 +144,7 @@ def _problems(spec: TrainSpec, inputs: Mapping[str, AnyArtifact]) -> Iterator[Pr
         yield from _row_problems(spec, strategy, dataset)
     yield from _lora_problems(spec, inputs)
     yield from _publishing_problems(spec, model)
+    yield from _memory_problems(spec, model)
     yield from _watching_problems(spec, dataset)
     yield from _process_problems(spec)
     if spec.warmup_steps >= 1 and spec.warmup_steps != int(spec.warmup_steps):
@@ -207,6 +210,19 @@ def _layers(model: Model) -> set[str]:
         matrices = (name.split(".") for name, tensor in weights.tensors.items() if len(tensor.shape) == 2)
         found = {parts[-2] for parts in matrices if parts[-1] == "weight" and len(parts) > 2}
     return found - {"embed_tokens", "wte", "wpe", "lm_head", "score"}
+
+
+def _memory_problems(spec: TrainSpec, model: AnyArtifact | None) -> Iterator[Problem]:
+    """What the rows take comes on top, and is divided until it fits."""
+    needed = least_memory(spec, model) if isinstance(model, Model) and device_of(spec) == "cpu" else 0
+    if needed > memory_bytes():
+        yield Problem(
+            "memory",
+            f"the weights and what is kept of each take about {needed / 1e9:.1f} GB, and {memory_bytes() / 1e9:.1f} GB "
+            "are all there is",
+            "take a smaller model, tuning lora, a lower lora_r, or strategy qlora",
+            "out_of_memory",
+        )
 
 
 def _process_problems(spec: TrainSpec) -> Iterator[Problem]:
