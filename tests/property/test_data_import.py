@@ -15,7 +15,7 @@ from modelworks.data.importer import ImportReport, import_file
 from modelworks.data.spec import ImportSpec
 
 SIDES = ("train", "validation")
-KEYS = st.sampled_from(["role", "content", "x"])
+KEYS = st.sampled_from(["role", "content", "tool_calls", "function", "name", "x"])
 VALUES = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=6, alphabet=st.characters()),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(KEYS, inner, max_size=3),
@@ -28,6 +28,7 @@ COLUMNS = st.sampled_from(
         "input",
         "history",
         "messages",
+        "tools",
         "conversations",
         "text",
         "split",

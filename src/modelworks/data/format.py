@@ -11,6 +11,7 @@ import orjson
 from modelworks.core.errors import Invalid
 from modelworks.core.registry import find_plugins
 from modelworks.data.record import Conversation, Message, Record
+from modelworks.data.tools import read_calls, read_tools
 
 Row: TypeAlias = Mapping[str, object]
 
@@ -18,7 +19,8 @@ _ROLES = {
     "system": "system", "developer": "system",
     "user": "user", "human": "user", "prompter": "user",
     "assistant": "assistant", "gpt": "assistant", "chatgpt": "assistant", "model": "assistant", "bot": "assistant",
-    "tool": "tool", "function": "tool", "observation": "tool",
+    "tool": "tool", "function": "tool", "observation": "tool", "function_response": "tool",
+    "function_call": "assistant", "tool_call": "assistant",
 }  # fmt: skip
 
 
@@ -88,8 +90,11 @@ def converse(system: str, turns: Sequence[Message], prompt: str, answer: str) ->
     return Conversation((*first, *turns, Message("user", prompt), Message("assistant", answer)))
 
 
-def turns_of(row: Row, column: str) -> tuple[Message, ...]:
-    """The turns of a list of `{role, content}` or `{from, value}` objects; a table's cell may hold the list as JSON."""
+def turns_of(row: Row, column: str, *, calls: bool = False) -> tuple[Message, ...]:
+    """The turns of a list of `{role, content}` or `{from, value}` objects; a table's cell may hold the list as JSON.
+
+    Turns that call tools are read only with `calls`.
+    """
     if column not in row:
         raise BadRow(column, "is missing", f"give every row a {column!r}")
     value = row[column]
@@ -104,25 +109,42 @@ def turns_of(row: Row, column: str) -> tuple[Message, ...]:
         value = [value]
     if not isinstance(value, list):
         raise BadRow(column, f"is {kind_of(value)}, not a list of messages")
-    return tuple(_turn(turn, f"{column}[{index}]") for index, turn in enumerate(value))
+    turns = tuple(_turn(turn, f"{column}[{index}]") for index, turn in enumerate(value))
+    for index, turn in enumerate(turns):
+        if turn.tool_calls and not calls:
+            raise BadRow(f"{column}[{index}]", "calls tools, which cannot be learned in this format", "leave it out")
+    return turns
 
 
-def finish(turns: Sequence[Message], column: str) -> Conversation | None:
+def tools_of(row: Row) -> str:
+    """What the row allows to call, in JSON."""
+    column = column_in(row, "tools|functions")
+    try:
+        return read_tools(row.get(column))
+    except (ValueError, TypeError) as error:  # TypeError: a number or a character that JSON cannot hold
+        raise BadRow(column, f"is no list of functions: {error}") from None
+
+
+def finish(turns: Sequence[Message], column: str, tools: str = "") -> Conversation | None:
     """Check the order of the turns; None if there is no answer to learn."""
     kept = [turn for turn in turns if turn.role != "system" or turn.content.strip()]
-    if not any(turn.content.strip() for turn in kept if turn.role != "system"):
+    if not any(_says(turn) for turn in kept if turn.role != "system"):
         return None
     if kept[-1].role != "assistant":
         raise BadRow(column, f"ends with a {kept[-1].role} message", "the last message must be the assistant's answer")
-    if not kept[-1].content.strip():
+    if not _says(kept[-1]):
         return None
     for index, turn in enumerate(kept):
         if turn.role == "system" and index > 0:
             raise BadRow(column, f"message {index + 1} is a system message", "put the system message first")
-        if not turn.content.strip():
+        if not _says(turn):
             raise BadRow(column, f"message {index + 1} ({turn.role}) is empty", "remove it or fill it in")
     learned = any(turn.learned for turn in kept if turn.role == "assistant")
-    return Conversation(tuple(kept)) if learned else None
+    return Conversation(tuple(kept), tools) if learned else None
+
+
+def _says(turn: Message) -> bool:
+    return bool(turn.tool_calls or turn.content.strip())
 
 
 def kind_of(value: object) -> str:
@@ -142,12 +164,22 @@ def _turn(turn: object, where: str) -> Message:
     known = _ROLES.get(role.strip().lower())
     if known is None:
         raise BadRow(where, f"has the unknown role {role!r}", "use system, user, assistant or tool")
-    if turn.get("tool_calls"):
-        raise BadRow(where, "calls tools, which cannot be learned from yet", "leave such rows out")
+    parts = content if isinstance(content, list) else []
+    calls = [part for part in parts if isinstance(part, dict) and part.get("type") == "tool_call"]
+    content = [part for part in parts if part not in calls] if calls else content
+    called = turn.get("tool_calls") or [call.get("value") for call in calls]
+    if role.strip().lower() in {"function_call", "tool_call"}:
+        called, content = content, None
+    try:
+        if isinstance(called, list) and calls:
+            called = [orjson.loads(call) if isinstance(call, str) else call for call in called]
+        tool_calls = read_calls(called)
+    except (ValueError, TypeError) as error:
+        raise BadRow(where, f"has a call that cannot be read: {error}") from None
     weight = turn.get("weight", turn.get("loss_weight"))
     if weight not in (None, 0, 1):
         raise BadRow(where, f"has the weight {weight!r}", "an answer is learned (1) or only read (0)")
-    return Message(known, _content(content, where), known != "assistant" or weight != 0)
+    return Message(known, _content(content, where), known != "assistant" or weight != 0, tool_calls)
 
 
 def _content(content: object, where: str) -> str:

@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from modelworks.core.errors import Invalid
-from modelworks.data.record import Preference, Prompted, Rated, Record, Text, count, read_records
+from modelworks.data.record import Conversation, Preference, Prompted, Rated, Record, Text, count, read_records
 from modelworks.data.render import IGNORED, ChatTemplate, Marked, encode_example, load_tokenizer, mark
+from modelworks.data.tools import in_words
 
 if TYPE_CHECKING:
     from tokenizers import Encoding, Tokenizer
@@ -171,6 +172,8 @@ def _mark_plainly(record: Record) -> Marked:
     if isinstance(record, Preference):
         return _mark_plainly(record.answered(record.chosen))
     text, learned = "", []
+    if isinstance(record, Conversation):
+        record = in_words(record)
     for message in record.messages:
         text += f"{message.role}: "
         if message.role == "assistant" and message.learned:

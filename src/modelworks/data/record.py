@@ -22,13 +22,16 @@ class Message:
     role: str
     content: str
     learned: bool = True
+    # What an assistant's turn calls, as the OpenAI API writes it, in JSON.
+    tool_calls: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Conversation:
-    """Turns that end with the assistant's; those of the assistant are learned."""
+    """Turns that end with the assistant's; those of the assistant are learned. `tools`: what it may call, in JSON."""
 
     messages: tuple[Message, ...]
+    tools: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +121,8 @@ def to_line(record: Record) -> bytes:
         return orjson.dumps({"messages": _turns(record.messages), "desirable": record.desirable})
     if isinstance(record, Prompted):
         return orjson.dumps({"messages": _turns(record.messages), "item": record.item})
-    return orjson.dumps({"messages": _turns(record.messages)})
+    tools = {"tools": orjson.Fragment(record.tools)} if record.tools else {}
+    return orjson.dumps({"messages": _turns(record.messages), **tools})
 
 
 def parse_record(line: bytes) -> Record:
@@ -131,13 +135,25 @@ def parse_record(line: bytes) -> Record:
         return Rated(_parse_turns(body["messages"]), body["desirable"])
     if "item" in body:
         return Prompted(_parse_turns(body["messages"]), body["item"])
-    return Conversation(_parse_turns(body["messages"]))
+    return Conversation(_parse_turns(body["messages"]), _as_json(body.get("tools")))
 
 
-def _turns(messages: Sequence[Message]) -> list[dict[str, str | int]]:
+def _turns(messages: Sequence[Message]) -> list[dict[str, object]]:
     # weight: as the OpenAI API says which answers are not learned
-    return [{"role": turn.role, "content": turn.content} | ({} if turn.learned else {"weight": 0}) for turn in messages]
+    return [
+        {"role": turn.role, "content": turn.content}
+        | ({} if turn.learned else {"weight": 0})
+        | ({"tool_calls": orjson.Fragment(turn.tool_calls)} if turn.tool_calls else {})
+        for turn in messages
+    ]
 
 
 def _parse_turns(turns: Sequence[Mapping[str, Any]]) -> tuple[Message, ...]:
-    return tuple(Message(turn["role"], turn["content"], turn.get("weight", 1) == 1) for turn in turns)
+    return tuple(
+        Message(turn["role"], turn["content"], turn.get("weight", 1) == 1, _as_json(turn.get("tool_calls")))
+        for turn in turns
+    )
+
+
+def _as_json(value: object) -> str:
+    return orjson.dumps(value).decode() if value else ""

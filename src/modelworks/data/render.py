@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from modelworks.core.errors import Invalid, Unsupported
-from modelworks.data.record import Message, Preference, Prompted, Record, Text
+from modelworks.data.record import Conversation, Message, Preference, Prompted, Record, Text
+from modelworks.data.tools import in_words
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -44,8 +45,14 @@ class ChatTemplate:
     def eos_token(self) -> str | None:
         return self.special_tokens.get("eos_token")
 
-    def render(self, messages: Sequence[Message], *, add_generation_prompt: bool = False) -> str:
+    @property
+    def takes_tools(self) -> bool:
+        return self.source is not None and "tool_calls" in self.source
+
+    def render(self, messages: Sequence[Message], *, add_generation_prompt: bool = False, tools: str = "") -> str:
         """Write `messages` as the model was taught to read them; the prompt for an answer ends the text if asked for.
+
+        `tools` are a Conversation's.
 
         Raises:
             Unsupported: the model has no chat template.
@@ -60,8 +67,12 @@ class ChatTemplate:
             )
         variables = {
             **self.special_tokens,
-            "messages": [{"role": message.role, "content": message.content} for message in messages],
-            "tools": [],
+            "messages": [
+                {"role": message.role, "content": message.content}
+                | ({"tool_calls": json.loads(message.tool_calls)} if message.tool_calls else {})
+                for message in messages
+            ],
+            "tools": json.loads(tools) if tools else [],
             "documents": None,
             "add_generation_prompt": add_generation_prompt,
         }
@@ -143,8 +154,12 @@ def mark(tokenizer: Tokenizer, template: ChatTemplate, record: Record) -> Marked
         record = record.answered(record.chosen)
     if isinstance(record, Prompted):
         return Marked(template.render(record.messages, add_generation_prompt=True), ())
-    text = template.render(record.messages)
-    return Marked(text, tuple(_find_answers(tokenizer, template, record.messages, text)))
+    tools = ""
+    if isinstance(record, Conversation):
+        record = record if template.takes_tools else in_words(record)
+        tools = record.tools
+    text = template.render(record.messages, tools=tools)
+    return Marked(text, tuple(_find_answers(tokenizer, template, record.messages, text, tools)))
 
 
 def eos_id(tokenizer: Tokenizer, template: ChatTemplate) -> int | None:
@@ -152,24 +167,26 @@ def eos_id(tokenizer: Tokenizer, template: ChatTemplate) -> int | None:
 
 
 def _find_answers(
-    tokenizer: Tokenizer, template: ChatTemplate, messages: Sequence[Message], text: str
+    tokenizer: Tokenizer, template: ChatTemplate, messages: Sequence[Message], text: str, tools: str
 ) -> Iterator[tuple[int, int]]:
     closing = tuple(token.content for token in tokenizer.get_added_tokens_decoder().values() if token.special)
     for index, message in enumerate(messages):
         if message.role == "assistant" and message.learned:
-            start, end = _find_answer(template, messages, index, text)
+            start, end = _find_answer(template, messages, index, text, tools)
             rest = text[end:].lstrip()
             # the end-of-turn token is learned as well: how else would the model stop
             mark = max((token for token in closing if rest.startswith(token)), key=len, default=None)
             yield start, end if mark is None else len(text) - len(rest) + len(mark)
 
 
-def _find_answer(template: ChatTemplate, messages: Sequence[Message], index: int, text: str) -> tuple[int, int]:
+def _find_answer(
+    template: ChatTemplate, messages: Sequence[Message], index: int, text: str, tools: str
+) -> tuple[int, int]:
     """Where answer `index` lies in `text`: from the end of its prompt to the end of its words."""
     other = Message("assistant", _STAND_IN)
-    rendered = template.render([*messages[:index], other, *messages[index + 1 :]])
+    rendered = template.render([*messages[:index], other, *messages[index + 1 :]], tools=tools)
     head, found, tail = rendered.partition(_STAND_IN)
-    prompt = template.render(messages[:index], add_generation_prompt=True) if index else head
+    prompt = template.render(messages[:index], add_generation_prompt=True, tools=tools) if index else head
     if found and text.endswith(tail):
         # The prompt goes first: some templates write more before an answer, e.g. its thinking, which is learned too.
         for before in (prompt, head):

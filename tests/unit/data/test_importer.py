@@ -194,7 +194,7 @@ def test_more_than_five_percent_of_bad_rows_fail_the_import_unless_they_are_to_b
         ([{"role": "user", "content": " "}, {"role": "assistant", "content": "b"}], "message 1 .user. is empty"),
         ([{"content": "a"}], "has no role"),
         ("hello", "is a string, not a list"),
-        ([{"role": "assistant", "content": None, "tool_calls": [{}]}], "calls tools"),
+        ([{"role": "assistant", "content": None, "tool_calls": [{}]}], "has a call that cannot be read: there is"),
         ([{"role": "user", "content": [{"type": "image"}]}], "parts that are not text"),
     ],
 )
