@@ -14,6 +14,7 @@ from pydantic_core import CoreSchema
 
 from modelworks.app.kinds import KINDS, JobKind
 from modelworks.app.services import Services
+from modelworks.core.errors import NotFound
 from modelworks.core.nouns import Event, Job
 from modelworks.core.spec import Spec
 from modelworks.core.states import JobState
@@ -159,6 +160,17 @@ def resume_job(job_id: JobId, app: App) -> Job:
 def retry_job(job_id: JobId, app: App) -> Job:
     """Queue a failed or cancelled job again."""
     return app.retry(job_id)
+
+
+@router.get("/jobs/{job_id}/picture", responses={200: {"content": {"image/svg+xml": {}}}}, response_class=Response)
+def job_picture(job_id: JobId, app: App) -> Response:
+    """Return the picture that a sweep or a search ended with, as SVG."""
+    drawn = (app.job(job_id).result or {}).get("picture")
+    if not drawn:
+        raise NotFound(f"job {job_id} has no picture; sweeps and searches do, once they have ended")
+    # A picture could hold a script: it is never run.
+    policy = {"Content-Security-Policy": "sandbox; default-src 'none'; style-src 'unsafe-inline'"}
+    return Response(str(drawn), media_type="image/svg+xml", headers=policy)
 
 
 @router.get("/jobs/{job_id}/log", response_class=PlainTextResponse)

@@ -15,6 +15,7 @@ from modelworks.app.wiring import App, open_app
 from modelworks.core.config import Settings
 from modelworks.core.nouns import EventType, Job, JsonObject
 from modelworks.core.states import JobState
+from modelworks.store import jobs as queue
 
 MOST_SECONDS_BEHIND = 2.0
 SPEC: JsonObject = {
@@ -148,6 +149,29 @@ def test_smoothing_and_the_logarithm_are_chosen_by_hand_and_remembered(app: App,
         assert page.evaluate(
             "[document.getElementById('log-scale').checked, document.getElementById('smooth').checked]"
         ) == [True, False]
+
+
+def test_a_sweep_shows_its_trainings_and_then_their_table_and_picture(app: App, page: Page) -> None:
+    row: JsonObject = {"name": "<b>best-1</b>", "job": "a-job", "state": "succeeded", "values": {"lora_r": 8}}
+    row |= {"metrics": {"loss": 2.5}, "seconds": 3.0}
+    found: JsonObject = {"name": "best", "best": "best-1", "metric": "loss", "table": [row]}
+    with listening(app) as url:
+        new = queue.NewJob(kind="sweep", spec=SPEC, inputs={}, needs={}, labels={queue.CHILDREN: ["a-job"]})
+        sweep = start(app.services, queue.insert_job(app.services.database, new))
+        report(app.services, sweep, [{"done": 0, "total": 1, "unit": "trainings"}], EventType.PROGRESS)
+        page.open(f"{url}/modelworks/dashboard?job={sweep.id}")
+        wait_for_text(page, "step", "0 / 1")
+        assert page.evaluate("document.querySelector('#sweep-links a').search") == "?job=a-job"
+
+        drawn = f'<svg xmlns="http://www.w3.org/2000/svg" width="9" height="9">{"<path/>" * 3}</svg>'
+        ending = queue.Ending(state=JobState.SUCCEEDED, result=found | {"picture": drawn})
+        assert queue.end_job(app.services.database, sweep.id, sweep.runs, ending)
+        app.services.feed.tell(sweep.id)
+
+        page.wait_for("document.querySelectorAll('#sweep-table td').length == 5")
+        assert page.evaluate("document.querySelector('#sweep-table td').textContent") == "<b>best-1</b>"
+        page.wait_for("document.querySelector('#sweep-picture img').naturalWidth == 9")
+        assert page.said == []
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 // The live dashboard: the newest training, or the one that ?job= names, followed event by event.
 import { StepChart, smoothed } from "./charts.js";
 import { follow } from "./live.js";
+import { drawSweep } from "./sweep.js";
 import { byId, clock, fetchJson, make, number, seconds, setText, stateWord } from "./show.js";
 
 const LOOK_MS = 2000;
@@ -33,7 +34,9 @@ async function look() {
     fillPicker(jobs);
     const wanted = chosenId();
     const known = jobs.find((job) => job.id === wanted || job.aliases.includes(wanted));
-    const job = wanted ? known ?? shown?.job ?? await fetchJson(`/modelworks/jobs/${encodeURIComponent(wanted)}`) : newest(jobs);
+    // A sweep is in no list of trainings; what it ends with is asked for once.
+    const kept = shown?.job.kind === "sweep" && !shown.job.finished_at ? null : shown?.job;
+    const job = wanted ? known ?? kept ?? await fetchJson(`/modelworks/jobs/${encodeURIComponent(wanted)}`) : newest(jobs);
     byId("missing").hidden = true;
     byId("empty").hidden = Boolean(job);
     byId("training").hidden = !job;
@@ -123,13 +126,13 @@ function summary(values, name) {
 
 function drawFacts() {
   const { job, state, progress, metric } = shown;
-  const training = progress.unit === "steps" && progress.stage !== "preparing";
+  const training = ["steps", "trainings"].includes(progress.unit) && progress.stage !== "preparing";
   const step = Math.max(metric.step ?? 0, training ? progress.done : 0);
   if (training) shown.total = progress.total;
   const total = shown.total ?? job.spec.max_steps;
   const done = state === "succeeded";
   const percent = done ? 100 : total ? Math.min(100, (100 * step) / total) : 0;
-  const epochs = job.spec.max_steps ? null : job.spec.num_train_epochs;
+  const epochs = job.spec.max_steps || job.kind === "sweep" ? null : job.spec.num_train_epochs;
   const epoch = metric.epoch ?? progress.epoch;
   const stage = state === "running" && progress.stage ? ` · ${progress.stage}` : "";
   setText(byId("name"), job.spec.name);
@@ -143,6 +146,7 @@ function drawFacts() {
   setText(byId("rate"), number(metric.learning_rate, 3));
   setText(byId("speed"), metric.tokens_per_second == null ? "–" : `${number(metric.tokens_per_second, 3)} tok/s`);
   setText(byId("eta"), state === "running" && training ? seconds(progress.eta_seconds) : "–");
+  drawSweep(job);
   byId("failure").hidden = !job.error;
   setText(byId("failure-text"), job.error?.message ?? "");
   document.title = `${Math.floor(percent)} % ${job.spec.name} · Modelworks`;
