@@ -162,8 +162,9 @@ class Client:
     def dataset(self, name: str) -> Dataset:
         return _DATASET.validate_json(self._send("GET", f"/modelworks/datasets/{quote(name)}"))
 
-    def preview(self, name: str, model: str | None = None) -> JsonObject:
-        params = {"model": model} if model else {}
+    def preview(self, name: str, model: str | None = None, max_length: int | None = None) -> JsonObject:
+        given = {"model": model, "max_length": max_length}
+        params = {key: value for key, value in given.items() if value is not None}
         return self._object("GET", f"/modelworks/datasets/{quote(name)}/preview", params=params)
 
     def remove_dataset(self, name: str) -> None:
