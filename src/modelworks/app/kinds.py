@@ -61,6 +61,13 @@ def _settle_train(spec: TrainSpec, inputs: Inputs) -> JsonObject:
     return asdict(settle(spec, chosen_inputs(spec, inputs)[0])) | (lora_of(start) if start else {})
 
 
+def _space_to_train(spec: TrainSpec, inputs: Inputs) -> int:
+    from modelworks.train.footprint import disk_bytes
+    from modelworks.train.plan import chosen_inputs
+
+    return disk_bytes(spec, chosen_inputs(spec, inputs)[0])
+
+
 def _run_train(spec: TrainSpec, job: JobContext) -> JsonObject:
     from modelworks.train.run import run
 
@@ -138,7 +145,7 @@ def _run_export(spec: ExportSpec, job: JobContext) -> JsonObject:
 
 def _compute(spec: TrainSpec | MergeSpec | EvaluateSpec, slots: Mapping[str, int]) -> dict[str, int]:
     on_gpu = spec.device == "cuda" or (spec.device == "auto" and slots.get("gpu", 0) > 0)
-    return {"gpu": 1} if on_gpu else {"cpu": 1}
+    return {"gpu": getattr(spec, "num_processes", 1)} if on_gpu else {"cpu": 1}
 
 
 # Any: each kind takes its own spec, and mypy cannot pair a name with a type.
@@ -157,8 +164,7 @@ KINDS: Mapping[str, JobKind[Any]] = {
             run=_run_train,
             needs=_compute,
             output_name=lambda spec: spec.published_name,
-            # Checkpoints hold weights and optimizer; three times the model is never too little for a full fine-tune.
-            space=lambda spec, inputs: 3 * inputs[spec.model].size_bytes,
+            space=_space_to_train,
             settle=_settle_train,
             also=_also_trained,
         ),

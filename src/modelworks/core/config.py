@@ -139,7 +139,9 @@ def child_environment(settings: Settings, extra: Mapping[str, str] | None = None
     # OpenMP threads that spin while they wait starve each other when runs and engines share the cores: a training
     # became 15 times slower. A short spin keeps most of the speed on a quiet machine, and shares on a busy one.
     sharing = {"GOMP_SPINCOUNT": "1000"}
-    return kept | hub | quiet | sharing | {"PYTHONUNBUFFERED": "1"} | dict(extra or {})
+    # Nothing is told to the makers of trackers; trackio keeps its numbers in the folder of the job, where a run works.
+    trackers = {"DO_NOT_TRACK": "true", "MLFLOW_DISABLE_TELEMETRY": "true", "TRACKIO_DIR": "reports/trackio"}
+    return kept | hub | quiet | sharing | trackers | {"PYTHONUNBUFFERED": "1"} | dict(extra or {})
 
 
 @contextmanager

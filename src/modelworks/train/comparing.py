@@ -52,7 +52,9 @@ def answer_log_probs(network: Any, input_ids: Tensor, labels: Tensor, **options:
     wanted = labels[:, 1:] != IGNORED
     scored = torch.zeros_like(labels, dtype=torch.bool)
     scored[:, :-1] = wanted
-    hook = network.get_output_embeddings().register_forward_pre_hook(lambda _module, inputs: (inputs[0][scored],))
+    # Where several processes train, what joins them is wrapped around the network.
+    head = getattr(network, "module", network).get_output_embeddings()
+    hook = head.register_forward_pre_hook(lambda _module, inputs: (inputs[0][scored],))
     try:
         outputs = network(input_ids=input_ids, use_cache=False, **options)
     finally:

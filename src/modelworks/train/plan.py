@@ -7,7 +7,6 @@ from collections.abc import Iterator, Mapping
 from importlib.util import find_spec
 from typing import Any, Literal, TypeAlias
 
-from modelworks.core.config import count_gpus
 from modelworks.core.errors import Invalid, ModelworksError, NotFound, Problem, Unsupported
 from modelworks.core.ids import check_name
 from modelworks.core.nouns import Adapter, AnyArtifact, Dataset, JsonObject, Model
@@ -226,19 +225,14 @@ def _memory_problems(spec: TrainSpec, model: AnyArtifact | None) -> Iterator[Pro
 
 
 def _process_problems(spec: TrainSpec) -> Iterator[Problem]:
-    if spec.num_processes == 1:
-        if spec.parallel == "fsdp":
-            yield Problem("parallel", "fsdp divides weights among processes, and there is one", "raise num_processes")
-        return
-    if spec.strategy not in TOGETHER:
-        yield Problem("num_processes", f"{spec.strategy} trains in one process", f"only {', '.join(TOGETHER)} in more")
-    gpus = 0 if spec.device == "cpu" else count_gpus()
-    if gpus and spec.num_processes > gpus:
+    if spec.parallel == "fsdp":
         yield Problem(
-            "num_processes", f"{spec.num_processes} are more than the {gpus} GPUs of this machine", "lower it"
+            "parallel",
+            "weights are not divided among processes by this build",
+            "choose ddp; where the model is too large for one GPU, strategy qlora",
         )
-    if spec.parallel == "fsdp" and not gpus:
-        yield Problem("parallel", "fsdp needs GPUs", "choose ddp")
+    if spec.num_processes > 1 and spec.strategy not in TOGETHER:
+        yield Problem("num_processes", f"{spec.strategy} trains in one process", f"{', '.join(TOGETHER)} can in more")
 
 
 def _watching_problems(spec: TrainSpec, dataset: AnyArtifact) -> Iterator[Problem]:
