@@ -156,7 +156,9 @@ def _fits(form: Format, wanted: str | None, strategy: str) -> bool:
     if wanted == "preference":
         # rlhf takes conversations too, where a reward model is named; it tells so itself.
         return form.makes in strategies()[strategy].learns
-    return form.name == wanted if wanted else form.makes is not Preference and form.name not in TASK_FORMATS.values()
+    if wanted:
+        return form.name == wanted
+    return form.makes in strategies()[strategy].learns and form.name not in TASK_FORMATS.values()
 
 
 def _needs(form: Format) -> str:
