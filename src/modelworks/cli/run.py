@@ -56,19 +56,23 @@ def pull(session: Session, body: dict[str, object], **asked: Any) -> None:
     cls=SpecCommand, kind="sweep", name="train", short_help="Fine-tune a model on a dataset.",
     example=(
         "modelworks train spec.yaml", "modelworks train --model smollm2-135m --dataset shell --name mine/shell",
-        "modelworks train spec.yaml --sweep lr=1e-4,2e-4 lora_r=8,16",
+        "modelworks train spec.yaml --sweep lr=1e-4,2e-4 lora_r=8,16", "modelworks train spec.yaml --estimate",
     ),
 )  # fmt: skip
 @spec_file
+@click.option("--estimate", is_flag=True, help="Tell what it would read and take; train nothing.")
 @queueing_options
 @waiting_options
 @pass_session
-def train(session: Session, body: dict[str, object], **asked: Any) -> None:
+def train(session: Session, body: dict[str, object], estimate: bool, **asked: Any) -> None:
     """Fine-tune a model on a dataset; with --sweep once for each combination of values, and the best gets the name.
 
     Options go over what the file says.
     """
-    submit(session, "train", body, **asked)
+    if estimate:
+        _print_estimate(session, body)
+    else:
+        submit(session, "train", body, **asked)
 
 
 @click.command(
@@ -107,6 +111,24 @@ def submit(
         submit(session, kind, body, priority=priority, idempotency_key=idempotency_key, wait=wait, follow=follow)
         return
     see_on(session, job, wait=wait, follow=follow)
+
+
+def _print_estimate(session: Session, body: dict[str, object]) -> None:
+    from dataclasses import asdict
+
+    from modelworks.app.estimating import estimate_training
+
+    facts = asdict(estimate_training(session.services, body))
+    if session.json:
+        render.print_json(facts)
+        return
+    for note in facts.pop("notes"):
+        session.say(f"note: {note}")
+    parts = "\n".join(f"{render.size(size)} {part}" for part, size in facts.pop("memory").items())
+    sizes = {key: render.size(facts[key]) for key in ("memory_bytes", "memory_there_is", "disk_bytes")}
+    seconds = facts["seconds"]
+    took = {"seconds": None if seconds is None else f"about {render.duration(seconds)}, on a quiet machine"}
+    render.print_facts(facts | sizes | {"memory_consists_of": parts} | took)
 
 
 def see_on(session: Session, job: Job, *, wait: bool, follow: bool) -> None:
