@@ -36,6 +36,28 @@ def test_an_evaluation_has_a_line_a_model_and_leaves_out_what_nobody_measured() 
     assert rows == [["a", 2.0, 0.5, 3.0], ["b", 1.0, None, 4.0]]
 
 
+def test_a_sweep_has_a_line_a_training_with_what_it_was_chosen_by_first_and_says_what_went_wrong() -> None:
+    best = {"values": {"lora_r": 8}, "metrics": {"train_loss": 1.5, "loss": 2.0}, "seconds": 3.0, "state": "succeeded"}
+    rest = {"values": {"lora_r": 4}, "metrics": {}, "seconds": None}
+    result = {
+        "metric": "loss",
+        "table": [
+            best | {"name": "n-2"},
+            rest | {"name": "n-1", "state": "failed", "problem": "no memory"},
+            rest | {"name": "n-3", "state": "cancelled"},
+        ],
+    }
+
+    headings, rows = render.sweep(result)
+
+    assert headings == ["rank", "name", "lora_r", "loss", "train_loss", "seconds", ""]
+    assert rows == [
+        [1, "n-2", 8, 2.0, 1.5, 3.0, ""],
+        [2, "n-1", 4, None, None, None, "no memory"],
+        [3, "n-3", 4, None, None, None, "cancelled"],
+    ]
+
+
 def test_a_family_tree_shows_roles_digests_settings_and_metrics(capsys: pytest.CaptureFixture[str]) -> None:
     base = LineageNode(
         role="base", kind="model", name="tiny", id="1", digest="a" * 64, job_id=None, recipe={"source": "/there"},
