@@ -165,7 +165,7 @@ class Catalog:
         if keep:
             self.check_free("datasets", _dataset_name(source, spec), replace=spec.replace)
         read = source.rglob("*") if source.is_dir() else (source,)
-        files.check_space(self.settings.home, 2 * sum(file.stat().st_size for file in read))
+        files.check_space(self.settings.home, 2 * sum(file.stat().st_size for file in read if file.is_file()))
         with self.staging() as folder:
             yield folder, import_file(source, folder, spec)
 

@@ -229,6 +229,8 @@ def _print_artifact(session: Session, found: AnyArtifact) -> None:
     facts["files"] = "\n".join(
         f"{file.path}  {render.size(file.size_bytes)}  {file.sha256[:12]}" for file in found.files
     )
+    if "notes" in facts:
+        facts["notes"] = "\n".join(getattr(found, "notes", ()))
     render.print_facts(facts)
 
 

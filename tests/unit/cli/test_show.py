@@ -21,6 +21,7 @@ def test_a_folder_is_looked_at_and_then_imported(tmp_path: Path, home: str, caps
     rows.mkdir()
     (rows / "train.csv").write_text("prompt,completion\nhi,ho\nhi,ho\n")
     (rows / "test.csv").write_text("prompt,completion\nhi,ho\n")
+    (rows / "gone.csv").symlink_to("/nowhere")
     command = ["upload", str(rows), "--model", "tiny", "--max-length", "30", "--home", home]
     capsys.readouterr()
 
