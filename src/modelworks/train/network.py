@@ -7,6 +7,7 @@ from typing import Any
 
 from modelworks.core.context import JobContext
 from modelworks.core.errors import Invalid
+from modelworks.train.fast_linear import quicken
 from modelworks.train.plan import Provider, provider_on
 from modelworks.train.spec import TrainSpec
 from modelworks.train.strategy import Setup
@@ -45,6 +46,8 @@ def add_adapter(network: Any, spec: TrainSpec, base_name: str, task: str = "CAUS
         r=spec.lora_r,
         lora_alpha=spec.lora_alpha,
         lora_dropout=spec.lora_dropout,
+        use_dora=spec.use_dora,
+        use_rslora=spec.use_rslora,
         target_modules=_targets(spec),
         task_type=task,
         bias="none",
@@ -53,6 +56,7 @@ def add_adapter(network: Any, spec: TrainSpec, base_name: str, task: str = "CAUS
     adapted = get_peft_model(network, config, autocast_adapter_dtype=False)
     # The folder it was loaded from is nobody's business; the name is.
     adapted.peft_config["default"].base_model_name_or_path = base_name
+    _quicken(adapted, spec)
     return adapted
 
 
@@ -68,7 +72,14 @@ def _go_on_from(network: Any, adapter: Path, setup: Setup) -> Any:
         if weight.requires_grad:
             weight.data = weight.data.to(setup.dtype)
     adapted.peft_config["default"].base_model_name_or_path = setup.model.name
+    _quicken(adapted, setup.spec)
     return adapted
+
+
+def _quicken(adapted: Any, spec: TrainSpec) -> None:
+    # A GPU has the library's own ways; and processes that divide the weights hand them out layer by layer.
+    if adapted.device.type == "cpu" and (spec.num_processes == 1 or spec.parallel == "ddp"):
+        quicken(adapted)
 
 
 def _build_with_unsloth(setup: Setup, quantization: Quantization | None) -> Any:
@@ -89,6 +100,8 @@ def _build_with_unsloth(setup: Setup, quantization: Quantization | None) -> Any:
         r=spec.lora_r,
         lora_alpha=spec.lora_alpha,
         lora_dropout=spec.lora_dropout,
+        use_dora=spec.use_dora,
+        use_rslora=spec.use_rslora,
         target_modules=_targets(spec),
         use_gradient_checkpointing=spec.gradient_checkpointing,
         random_state=spec.seed,

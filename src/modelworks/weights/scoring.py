@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 IGNORED = -100
+# Their logits are the head's product and nothing else.
+_PLAIN_HEADS = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM")
+_ROWS_AT_ONCE = 512
 
 
 def answer_loss(network: Any, input_ids: Tensor, labels: Tensor) -> tuple[Tensor, int]:
@@ -15,7 +19,8 @@ def answer_loss(network: Any, input_ids: Tensor, labels: Tensor) -> tuple[Tensor
 
     The vocabulary is far wider than the network, so the head costs as much as many layers: giving it only the
     positions that are scored saves that time and memory. It is done by a hook, so that whatever a model does to its
-    logits (scaling, capping) still happens.
+    logits (scaling, capping) still happens. Where it does nothing and the head is frozen, no logits are kept at all:
+    the gradient is made piece by piece along with the loss.
 
     Args:
         network: a transformers causal language model, or a PEFT model around one.
@@ -33,9 +38,53 @@ def answer_loss(network: Any, input_ids: Tensor, labels: Tensor) -> tuple[Tensor
     targets = labels[:, 1:][scored[:, :-1]]
     # Where several processes train, what joins them is wrapped around the network.
     head = getattr(network, "module", network).get_output_embeddings()
-    hook = head.register_forward_pre_hook(lambda _module, inputs: (inputs[0][scored],))
+    in_pieces = torch.is_grad_enabled() and _is_plain(network, head)
+    seen: list[Tensor] = []
+
+    def choose(_module: object, inputs: tuple[Tensor]) -> tuple[Tensor]:
+        seen.append(inputs[0][scored])
+        return (seen[0][:0],) if in_pieces else (seen[0],)
+
+    hook = head.register_forward_pre_hook(choose)
     try:
         logits = network(input_ids=input_ids, use_cache=False).logits  # (N, V)
     finally:
         hook.remove()
+    if in_pieces:
+        return _in_pieces().apply(seen[0], head.weight, targets), targets.numel()
     return F.cross_entropy(logits.float(), targets, reduction="sum"), targets.numel()
+
+
+def _is_plain(network: Any, head: Any) -> bool:
+    from torch import nn
+
+    causal = network.get_base_model() if hasattr(network, "get_base_model") else network
+    plain = type(causal).__name__ in _PLAIN_HEADS and type(head) is nn.Linear
+    return plain and head.bias is None and not head.weight.requires_grad
+
+
+@cache
+def _in_pieces() -> Any:
+    import torch
+
+    class InPieces(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
+            total = torch.zeros((), dtype=torch.float32, device=hidden.device)
+            grad = torch.empty_like(hidden)
+            for first in range(0, len(hidden), _ROWS_AT_ONCE):
+                part = slice(first, first + _ROWS_AT_ONCE)
+                wanted = targets[part, None]
+                likely = torch.log_softmax((hidden[part] @ weight.T).float(), dim=-1)
+                total -= likely.gather(1, wanted).sum()
+                likely.exp_().scatter_add_(1, wanted, torch.full_like(wanted, -1, dtype=torch.float32))
+                grad[part] = likely.to(weight.dtype) @ weight
+            ctx.save_for_backward(grad)
+            return total
+
+        @staticmethod
+        def backward(ctx: Any, given: Tensor) -> Any:
+            (grad,) = ctx.saved_tensors
+            return grad * given, None, None
+
+    return InPieces
