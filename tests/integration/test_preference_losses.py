@@ -149,6 +149,8 @@ def test_a_reward_model_judges_answers_and_is_not_served(tmp_path: Path, inputs:
     run(spec("rlhf", params=params, max_steps=1), FakeJob(tmp_path / "rlhf", inputs={**inputs, "judge": judge}))
     with pytest.raises(Unsupported, match="rates texts and writes none"):
         read_shape(judge.path)
+    with pytest.raises(Invalid, match="is a reward model"):
+        check(spec("dpo"), {**inputs, "tiny": judge})
 
 
 def test_a_reward_model_may_be_trained_in_every_weight(tmp_path: Path, inputs: dict[str, Any]) -> None:
@@ -200,8 +202,7 @@ def test_the_rarer_label_weighs_more(
     ("strategy", "changes", "told"),
     [
         ("kto", {"per_device_train_batch_size": 1}, "1 holds no other"),
-        ("reward", {"merge": True}, "published as a whole model anyway"),
-        ("reward", {"export_gguf": "q8_0"}, "no place for the head that rates"),
+        ("reward", {"sample_prompts": ("hi",)}, "rates answers and writes none"),
     ],
 )
 def test_what_cannot_work_is_refused_before_it_starts(

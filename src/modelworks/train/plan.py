@@ -169,6 +169,9 @@ def _strategy_problems(
         yield Problem("tuning", f"{strategy.name} does not train every weight", "choose tuning lora")
     elif isinstance(model := _whole(spec, inputs), Model):
         yield from strategy.check(spec, params, inputs, settle(spec, model))
+        if model.architecture.endswith("ForSequenceClassification") and strategy.name != "reward":
+            what = f"{spec.model} is a reward model: it rates texts and writes none"
+            yield Problem("model", what, "name it as params.reward_model, and a model that writes here")
 
 
 def _whole(spec: TrainSpec, inputs: Mapping[str, AnyArtifact]) -> AnyArtifact:

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from modelworks.core.errors import Problem
-from modelworks.core.nouns import AnyArtifact
+from modelworks.core.nouns import Adapter, AnyArtifact
 from modelworks.data.record import Preference
 from modelworks.train.preferences import read_pairs
 from modelworks.train.reward import WATCHED, build_judge, make_reward_trainer
@@ -41,11 +41,13 @@ def _as_model(network: Any) -> Any:
     return network.float().merge_and_unload() if hasattr(network, "peft_config") else network
 
 
-def check(spec: TrainSpec, _params: RewardParams, _: Mapping[str, AnyArtifact], _settled: Settled) -> Iterator[Problem]:
-    if spec.merge:
-        yield Problem("merge", "a reward model is published as a whole model anyway", "remove it")
-    if spec.export_gguf:
-        yield Problem("export_gguf", "a GGUF file has no place for the head that rates", "remove it")
+def check(
+    spec: TrainSpec, _params: RewardParams, inputs: Mapping[str, AnyArtifact], _settled: Settled
+) -> Iterator[Problem]:
+    if isinstance(inputs[spec.model], Adapter):
+        yield Problem(
+            "model", f"{spec.model} is an adapter for writing, not for rating", "name its base, or merge both"
+        )
     if spec.sample_prompts:
         yield Problem("sample_prompts", "a reward model rates answers and writes none", "remove it")
 
