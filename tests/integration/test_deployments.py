@@ -7,12 +7,16 @@ import os
 import subprocess
 import sys
 import tarfile
+import time
 from pathlib import Path
+
+import pytest
 
 from doors import serving
 from modelworks.app.wiring import open_app
 from modelworks.client import Client
 from modelworks.core.config import Settings
+from modelworks.core.errors import Conflict
 from tiny import tiny_llama
 
 
@@ -81,3 +85,32 @@ def test_a_model_is_taken_away_as_gguf_by_the_command_line_and_over_http(tmp_pat
     assert taken.returncode == 0, taken.stderr
     wanted = (tmp_path / "here.gguf").read_bytes()
     assert (tmp_path / "sent.gguf").read_bytes() == wanted == (tmp_path / "taken.gguf").read_bytes()
+
+
+def test_what_a_training_made_answers_at_once(tmp_path: Path) -> None:
+    home = workspace_with_a_model(tmp_path)
+    lines = [{"instruction": f"say {word}", "output": word} for word in ("yes", "no", "so", "on")]
+    (tmp_path / "rows.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    with serving(home) as server, Client(server.wait_until_ready()) as client:
+        client.upload(tmp_path / "rows.jsonl", "rows", validation_share=0)
+        spec = {"model": "org/tiny", "dataset": "rows", "name": "me/first", "max_steps": 2, "merge": True}
+        spec |= {"max_length": 64, "device": "cpu", "export_gguf": "f16"}
+        assert client.estimate_training(spec)["steps"] == 2
+        assert client.jobs() == []
+        client.load("org/tiny", device="cpu")
+        job = client.wait(client.submit("train", spec).id)
+        assert job.state == "succeeded", job.error
+
+        asked_at = time.monotonic()
+        answer = "".join(client.chat("me/first", [{"role": "user", "content": "say yes"}], max_tokens=1, temperature=0))
+        took = time.monotonic() - asked_at
+
+        assert isinstance(answer, str)
+        # Loaded into the engine that runs; a quarter of a second where nothing else runs.
+        assert took < 3
+        assert {model.name for model in client.models()} == {"org/tiny", "me/first", "me/first-merged"}
+        client.download_export("me/first-gguf", tmp_path / "first.gguf")
+        assert (tmp_path / "first.gguf").read_bytes()[:4] == b"GGUF"
+        client.alias("me/first", "me/second-merged")
+        with pytest.raises(Conflict, match="'me/second-merged' exists already"):
+            client.submit("train", spec | {"name": "me/second"})
