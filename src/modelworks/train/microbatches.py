@@ -129,7 +129,9 @@ def _cut(value: Any, at: list[int], units: list[int], rows: int, width: int) -> 
     if isinstance(value, torch.Tensor) and value.ndim:
         kept = value[at] if len(value) == rows else value[units] if len(value) * 2 == rows else value
         return kept[:, :width] if kept.ndim > 1 else kept
-    return [value[row] for row in at] if isinstance(value, list) and len(value) == rows else value
+    if isinstance(value, list) and len(value) in {rows, rows // 2}:
+        return [value[row] for row in (at if len(value) == rows else units)]
+    return value
 
 
 def _kernel_kills() -> int:

@@ -104,7 +104,8 @@ class Steady:
 
     def _compute(self, model: Any, inputs: Any, num_items_in_batch: Any) -> Tensor | None:
         """Add the gradients of a batch, piece by piece; None if memory ran out, after which less is tried."""
-        divisible = self.args.world_size == 1 and (self.paired or "lengths" in inputs)
+        # Sums over tokens, and means over pairs; other losses look at the batch as a whole.
+        divisible = self.args.world_size == 1 and (self.paired or ("lengths" in inputs and "labels" in inputs))
         pieces = microbatches.split(inputs, self.budget.tokens, paired=self.paired) if divisible else [(inputs, 1.0)]
         total: Any = 0
         batches = self.current_gradient_accumulation_steps
@@ -118,26 +119,29 @@ class Steady:
         except (RuntimeError, MemoryError) as error:
             if not microbatches.ran_out_of_memory(error):
                 raise
-            reason = str(error).splitlines()[0]
+            reason = str(error).partition("\n")[0] or type(error).__name__
         else:
             return total  # type: ignore[no-any-return] # a tensor
         finally:
             self.current_gradient_accumulation_steps = batches
         # Not while the error is handled: its traceback holds what the computation had taken.
         microbatches.release()
-        self._take_less(max(microbatches.cost(piece) for piece, _ in pieces), divisible, reason)
+        self._take_less(max(microbatches.cost(piece) for piece, _ in pieces) if divisible else 0, reason)
         return None
 
-    def _take_less(self, tokens: int, divisible: bool, reason: str) -> None:
-        """Halve what is computed at once; then keep no activations; then give up."""
-        step, least = (
-            self.state.global_step + 1,
-            max((max(batch.get("lengths", [0])) for batch in self.kept), default=0),
-        )
-        if divisible and min(tokens, self.budget.tokens) > max(least, 1) * (1 + self.paired):
+    def _take_less(self, tokens: int, reason: str) -> None:
+        """Halve what is computed at once; then keep no activations; then give up.
+
+        Args:
+            tokens: what was the most at once; 0 where it cannot be divided.
+        """
+        step = self.state.global_step + 1
+        least = max(max(batch.get("lengths") or [1]) for batch in self.kept) * (1 + self.paired) if tokens else 0
+        if min(tokens, self.budget.tokens) > least:
             self.budget.tokens = min(tokens, self.budget.tokens) // 2
             how = f"micro-batch halved to {self.budget.tokens} tokens"
-        elif divisible and not self.budget.checkpointing and not self.args.gradient_checkpointing:
+        # What a trainer has counted or made up for an earlier batch of the step cannot be had again.
+        elif (tokens or len(self.kept) == 1) and not (self.budget.checkpointing or self.args.gradient_checkpointing):
             self.budget.checkpointing = True
             enable_checkpointing(self.model)
             how = "gradient_checkpointing turned on"
