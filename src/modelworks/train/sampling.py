@@ -43,7 +43,7 @@ def _sample(
     import torch
 
     device = next(network.parameters()).device
-    logits, cache, mask = _read(network, prompts, device)
+    logits, cache, mask = _read(network, prompts, device, how.max_new_tokens)
     ending = torch.tensor(ends, device=device)
     answers: list[list[int]] = [[] for _ in prompts]
     rows = torch.arange(len(prompts), device=device)
@@ -63,7 +63,7 @@ def _sample(
     return answers
 
 
-def _read(network: Any, prompts: Sequence[list[int]], device: Any) -> tuple[Tensor, Any, Tensor]:
+def _read(network: Any, prompts: Sequence[list[int]], device: Any, room: int) -> tuple[Tensor, Any, Tensor]:
     """Read each different prompt once, padded on the left."""
     import torch
     from transformers import DynamicCache
@@ -72,12 +72,40 @@ def _read(network: Any, prompts: Sequence[list[int]], device: Any) -> tuple[Tens
     width = max(map(len, different))
     ids = torch.tensor([[0] * (width - len(each)) + list(each) for each in different], device=device)
     mask = torch.tensor([[0] * (width - len(each)) + [1] * len(each) for each in different], device=device)
-    cache = DynamicCache(config=network.config)
+    cache = _growing(DynamicCache(config=network.config), width + room)
     logits = _next(network, ids, cache, mask)
     where = {each: row for row, each in enumerate(different)}
     chosen = torch.tensor([where[tuple(each)] for each in prompts], device=device)
     cache.batch_select_indices(chosen)
     return logits[chosen], cache, mask[chosen]
+
+
+def _growing(cache: Any, width: int) -> Any:
+    """Let the layers of `cache` that keep everything take it up in place; the library's copy all at every token."""
+    from transformers.cache_utils import DynamicLayer
+
+    class Growing(DynamicLayer):  # type: ignore[misc] # transformers is untyped
+        _layer_type = None  # no kind of its own
+        rooms: Any = None
+
+        def update(self, keys: Tensor, values: Tensor, *_: object, **__: object) -> tuple[Tensor, Tensor]:
+            if not self.is_initialized:
+                self.lazy_initialization(keys, values)
+            filled = self.get_seq_length()
+            end = filled + keys.shape[-2]
+            if self.rooms is None:
+                self.rooms = [each.new_empty(*each.shape[:2], width, each.shape[-1]) for each in (keys, values)]
+            for room, new in zip(self.rooms, (keys, values), strict=True):
+                room[:, :, filled:end] = new
+            self.keys, self.values = (room[:, :, :end] for room in self.rooms)
+            return self.keys, self.values
+
+        def batch_select_indices(self, indices: Tensor) -> None:
+            self.rooms = [room[indices] for room in self.rooms]
+            self.keys, self.values = (room[:, :, : self.get_seq_length()] for room in self.rooms)
+
+    cache.layers = [Growing() if type(layer) is DynamicLayer else layer for layer in cache.layers]
+    return cache
 
 
 def _next(network: Any, ids: Tensor, cache: Any, mask: Tensor) -> Tensor:
@@ -91,7 +119,7 @@ def _next(network: Any, ids: Tensor, cache: Any, mask: Tensor) -> Tensor:
 
 
 def _draw(logits: Tensor, how: Sampling) -> Tensor:
-    """Draw from the softmax: the largest of the logits, each with Gumbel noise."""
+    """Draw from the softmax: where the sum of the shares passes a random number."""
     import torch
 
     logits = logits / how.temperature
@@ -100,5 +128,7 @@ def _draw(logits: Tensor, how: Sampling) -> Tensor:
         shares = likeliest.softmax(-1)
         beyond = shares.cumsum(-1) - shares >= how.top_p
         logits = logits.masked_fill(torch.zeros_like(beyond).scatter(-1, order, beyond), float("-inf"))
-    noise = torch.empty_like(logits).exponential_().log_()
-    return (logits - noise).argmax(-1)
+    # In float64, so that no share is lost among so many.
+    sums = logits.softmax(-1).cumsum(-1, dtype=torch.float64)
+    at = torch.rand(len(sums), 1, dtype=torch.float64, device=sums.device) * sums[:, -1:]
+    return torch.searchsorted(sums, at, right=True)[:, 0].clamp(max=logits.shape[-1] - 1)
