@@ -125,6 +125,10 @@ class Services:
     def job(self, id_or_alias: str) -> Job:
         return queue.get_job(self.database, id_or_alias)
 
+    def children(self, id_or_alias: str) -> list[Job]:
+        """The trainings that a sweep consists of; other jobs have none."""
+        return queue.children(self.database, self.job(id_or_alias))
+
     def jobs(
         self,
         *,

@@ -65,6 +65,10 @@ def show_job(session: Session, job_id: str) -> None:
     if table:
         click.echo()
         render.print_table(*table(result))
+    elif children := session.services.children(job.id):
+        click.echo()
+        rows = [[child.id, child.state.value, child.spec["name"], child.labels.get("values")] for child in children]
+        render.print_table(("id", "state", "makes", "with"), rows)
 
 
 @jobs.command(name="logs", example="modelworks jobs logs JOB --follow")
