@@ -21,7 +21,8 @@ def make_optimizer(network: Any, learning_rate: float, weight_decay: float) -> O
         {"params": [weight for weight in stepped if weight.ndim >= 2], "weight_decay": weight_decay},
         {"params": [weight for weight in stepped if weight.ndim < 2], "weight_decay": 0.0},
     ]
-    optimizer = torch.optim.AdamW(groups, lr=learning_rate)
+    # One kernel for all weights, on a GPU.
+    optimizer = torch.optim.AdamW(groups, lr=learning_rate, fused=stepped[0].is_cuda or None)
     if stepped is masters:
         _step_through(optimizer, masters, live)
     return optimizer

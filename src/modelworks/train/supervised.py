@@ -15,6 +15,7 @@ from modelworks.data.record import Split
 from modelworks.data.render import Example
 from modelworks.train.network import build_network
 from modelworks.train.strategy import Params, Setup, Training
+from modelworks.train.tokens import encode_once
 from modelworks.train.trainer import Steady, common_arguments, trl_tokenizer
 from modelworks.weights.loading import Quantization
 from modelworks.weights.scoring import answer_loss
@@ -36,9 +37,7 @@ def build_supervised(
     encode: Callable[[Path, Path, Split, int], Encoded] = encode_split,
 ) -> Training:
     """Tokenise with `encode`, load, and put TRL's SFTTrainer around both."""
-    learned, held_out = (
-        encode(setup.model.path, setup.dataset.path, split, setup.max_length) for split in ("train", "validation")
-    )
+    learned, held_out = encode_once(setup, "train", encode), encode_once(setup, "validation", encode)
     if not learned.examples:
         raise AllLabelsMasked(f"max_length {setup.max_length} cuts every answer off all {learned.rows} rows; raise it")
     network = build_network(setup, quantization)
