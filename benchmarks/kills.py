@@ -22,7 +22,7 @@ from tiny import tiny_llama
 
 KILLS = 20
 SPEC = {
-    "model": "org/tiny", "dataset": "rows", "max_steps": 300, "save_steps": 4, "per_device_train_batch_size": 2,
+    "model": "org/tiny", "dataset": "rows", "max_steps": 120, "save_steps": 4, "per_device_train_batch_size": 2,
     "gradient_accumulation_steps": 2, "lora_dropout": 0.1, "max_length": 64, "seed": 7, "device": "cpu",
     "eval_steps": 25, "load_best_model_at_end": True, "early_stopping_patience": 50,
 }  # fmt: skip
@@ -63,9 +63,10 @@ def report(app: App, home: Path, seed: int) -> int:
     print(f"killed {len(hit)} times ({', '.join(hit)}): {cut.state} after {cut.runs} runs, "
           f"{time.monotonic() - began:.0f} s")  # fmt: skip
     same_weights = weights(app, "whole") == weights(app, "cut")
-    same_losses = losses(app, whole) == losses(app, cut)
-    print(f"weights equal to the byte: {same_weights}; losses of all {len(losses(app, whole))} steps: {same_losses}")
-    return 0 if same_weights and same_losses and len(hit) == KILLS else 1
+    whole_losses, cut_losses = losses(app, whole), losses(app, cut)
+    differ = [step for step, told in sorted(whole_losses.items()) if cut_losses.get(step) != told]
+    print(f"weights equal to the byte: {same_weights}; steps whose loss differs: {differ[:9]} of {len(whole_losses)}")
+    return 0 if same_weights and not differ and len(hit) == KILLS else 1
 
 
 def weights(app: App, name: str) -> dict[str, str]:
@@ -73,17 +74,15 @@ def weights(app: App, name: str) -> dict[str, str]:
     return {file.path: file.sha256 for file in made.files if file.path.endswith(".safetensors")}
 
 
-def losses(app: App, job: Job) -> dict[int, float]:
-    """What was told of each step last; nothing where an earlier run told otherwise."""
-    told: dict[int, float] = {}
+def losses(app: App, job: Job) -> dict[int, set[float]]:
+    """What was told of each step: one number, however often it was computed."""
+    told: dict[int, set[float]] = {}
     after = 0
     while page := app.services.events(job.id, after):
         after = page[-1].seq
         for event in page:
             if event.type is EventType.METRIC and "loss" in event.body:
-                step, loss = int(str(event.body["step"])), float(str(event.body["loss"]))
-                if told.setdefault(step, loss) != loss:
-                    return {}
+                told.setdefault(int(str(event.body["step"])), set()).add(float(str(event.body["loss"])))
     return told
 
 

@@ -39,12 +39,12 @@ def kill_at_random_moments(folder: Path, times: int, seed: int, ended: Callable[
 def _draw(folder: Path, rng: random.Random) -> tuple[str, Callable[[], bool], float]:
     """What to wait for, and how long after it to kill."""
     kind = rng.choice(("step", "step", "step", "save", "start"))
-    target, seen = _step(folder) + rng.randint(1, 12), set(folder.glob("checkpoints/checkpoint-*"))
+    target, seen = _step(folder) + rng.randint(1, 8), set(folder.glob("checkpoints/checkpoint-*"))
     if kind == "step":
         return kind, lambda: _step(folder) >= target, rng.uniform(0, 0.1)
     if kind == "save":
         return kind, lambda: bool(set(folder.glob("checkpoints/checkpoint-*")) - seen), rng.uniform(0, 0.02)
-    return kind, lambda: True, rng.uniform(0, 8)
+    return kind, lambda: True, rng.uniform(0, 6)
 
 
 def _either(happens: Callable[[], bool], pid: int) -> bool:
