@@ -108,6 +108,10 @@ def inputs(tmp_path: Path) -> dict[str, AnyArtifact]:
             "3 answers a prompt do not divide the 8 of a step",
         ),
         ({"strategy": "rlhf", "dataset": "pairs", "params": {"max_new_tokens": 64}}, "64 leaves no room for a prompt"),
+        ({"strategy": "grpo"}, "params.rewards: nothing says what a good answer is"),
+        ({"strategy": "grpo", "params": {"rewards": ["number", "number"]}}, "number is there twice"),
+        ({"strategy": "grpo", "tuning": "full", "params": {"rewards": "number", "beta": 0.1}}, "a copy of the model"),
+        ({"strategy": "pretrain"}, "pretrain learns from plain text .*choose the strategy .*sft"),
     ],
 )
 def test_a_strategy_refuses_what_it_cannot_learn_from(
