@@ -179,6 +179,26 @@ def test_kto_learns_from_rated_answers(tmp_path: Path, inputs: dict[str, Any]) -
     assert float(str(result["margin"])) > 0.5
 
 
+def test_each_answer_of_kto_is_compared_with_its_neighbour_in_every_epoch(
+    tmp_path: Path, inputs: dict[str, Any]
+) -> None:
+    asked = spec("kto", per_device_train_batch_size=5)
+    trainer = choose_strategy(asked)[0].build(_decide(asked, SharedJob.of(FakeJob(tmp_path, inputs=inputs)))).trainer
+    sampler, rows = trainer._get_train_sampler(), trainer.train_dataset
+    epochs = []
+    for epoch in range(2):
+        sampler.set_epoch(epoch)
+        order = list(sampler)
+        # 12 pairs are 24 rows: four batches of 5 and one of 4.
+        epochs.append([order[start : start + 5] for start in range(0, 24, 5)])
+
+    assert epochs[0] != epochs[1]
+    assert sorted(epochs[0]) == sorted(epochs[1])
+    for batch in epochs[0]:
+        answers = [rows[row]["completion_ids"] for row in batch]
+        assert [rows[row]["KL_completion_ids"] for row in batch] == [answers[-1], *answers[:-1]]
+
+
 @pytest.mark.parametrize(
     ("params", "good", "bad", "weights"),
     [
