@@ -376,7 +376,7 @@ def test_a_jobs_story_is_told_newest_first_page_by_page(client: openai.OpenAI, s
 def test_what_a_job_ended_with_is_told_in_openais_words(client: openai.OpenAI, services: Services) -> None:
     job, failing = train(client), train(client)
     run = start(services, services.job(job.id))
-    report(services, run, [{"step": step, "loss": 0.5} for step in (1, 2)])
+    report(services, run, [{"step": 1, "loss": 0.5}, {"step": 1, "eval_loss": 0.75}, {"step": 2, "loss": 0.5}])
     result: Any = {"name": "ft:x", "steps": 6, "train_rows": 8, "train_tokens": 100, "loss": 0.25, "train_loss": 0.5}
     queue.end_job(services.database, run.id, 1, queue.Ending(state=JobState.SUCCEEDED, result=result))
     queue.claim(services.database, {"cpu": 9})
@@ -395,7 +395,7 @@ def test_what_a_job_ended_with_is_told_in_openais_words(client: openai.OpenAI, s
     (results,) = done.result_files
     assert client.files.retrieve(results).purpose == "fine-tune-results"
     assert client.files.content(results).text.splitlines() == [
-        "step,train_loss,train_accuracy,valid_loss,valid_mean_token_accuracy", "1,0.5,,,", "2,0.5,,0.25,",
+        "step,train_loss,train_accuracy,valid_loss,valid_mean_token_accuracy", "1,0.5,,0.75,", "2,0.5,,0.25,",
     ]  # fmt: skip
     assert client.fine_tuning.jobs.retrieve(job.id).result_files == [results]
     client.files.delete(results)

@@ -165,15 +165,20 @@ def resolved(job: Job) -> JsonObject:
 
 
 def _result_rows(services: Services, job: Job) -> list[list[object]]:
-    rows: list[list[object]] = [["step", "train_loss", "train_accuracy", "valid_loss", "valid_mean_token_accuracy"]]
+    rows: dict[JsonValue, list[object]] = {}
     for event in events.newest(services.database, job.id, (EventType.METRIC,), 10_000_000):
         body = event.body
-        if "loss" in body:  # and not that of something else, which is trained before
-            rows.append([body["step"], body["loss"], _accuracy(body), None, None])
-    # Held-out rows are measured once, at the end.
-    if len(rows) > 1 and job.result is not None:
-        rows[-1][3:] = [job.result.get("loss"), _accuracy(job.result)]
-    return rows
+        held_out = {key.removeprefix("eval_"): value for key, value in body.items() if key.startswith("eval_")}
+        # And not the numbers of something else, which is trained before.
+        if "loss" in body or held_out:
+            row = rows.setdefault(body["step"], [body["step"], None, None, None, None])
+            row[1:3] = [body["loss"], _accuracy(body)] if "loss" in body else row[1:3]
+            row[3:5] = [held_out.get("loss"), _accuracy(held_out)] if held_out else row[3:5]
+    table = list(rows.values())
+    # At the end they are measured in any case.
+    if table and table[-1][3:] == [None, None] and job.result is not None:
+        table[-1][3:] = [job.result.get("loss"), _accuracy(job.result)]
+    return [["step", "train_loss", "train_accuracy", "valid_loss", "valid_mean_token_accuracy"], *table]
 
 
 def _accuracy(numbers: JsonObject) -> JsonValue:
