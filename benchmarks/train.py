@@ -38,11 +38,24 @@ PEERS: dict[str, dict[str, dict[str, Any]]] = {
     },
     "dpo": {"TRL, defaults": {}, "TRL, tuned": {"gradient_checkpointing": False}},
 }
+SHORT = {"max_new_tokens": 24, "num_generations": 4, "eval_samples": 4}
 # strategy: dataset, what it is told, its own metric, and +1 if that is to rise.
 LEARNS: dict[str, tuple[str, dict[str, Any], str, int]] = {
     "sft": ("rows", {}, "loss", -1),
     "qlora": ("rows", {}, "loss", -1),
+    "pretrain": ("plain", {"max_length": 256}, "loss", -1),
     "dpo": ("pairs", {"learning_rate": 1e-4}, "rewards/margins", 1),
+    "orpo": ("pairs", {"learning_rate": 1e-4}, "rewards/margins", 1),
+    "kto": ("rated", {"learning_rate": 1e-4}, "rewards/margins", 1),
+    "reward": ("pairs", {"learning_rate": 1e-4}, "margin", 1),
+    "rlhf": ("pairs", {"learning_rate": 1e-4, "params": SHORT | {"reward_steps": 8}}, "reward", 1),
+    # Answers are to have 40 characters.
+    "grpo": (
+        "rows",
+        {"learning_rate": 1e-4, "params": SHORT | {"rewards": [{"name": "length", "length": 40}]}},
+        "reward",
+        1,
+    ),
 }
 
 
@@ -103,23 +116,33 @@ def prepare(work: Path) -> None:
     except NotFound:
         environment = os.environ | {"MODELWORKS_HOME": str(work / "home")}
         subprocess.run([str(Path(sys.executable).parent / "modelworks"), "pull", BASE], env=environment, check=True)
-    for name, file in FILES.items():
+    given = {name: json.loads((work / file).read_text()) for name, file in FILES.items()}
+    rows = {
+        "rows": given["rows"],
+        "pairs": [as_pair(row) for row in given["pairs"]],
+        "rated": [rated for row in given["pairs"] for rated in as_rated(as_pair(row))],
+        "plain": [{"text": row["output"]} for row in given["rows"]],
+    }
+    for name, these in rows.items():
         try:
             app.services.catalog.dataset(name)
         except NotFound:
-            rows = json.loads((work / file).read_text())
             converted = work / f"{name}.jsonl"
-            converted.write_text("".join(f"{json.dumps(as_ours(row))}\n" for row in rows))
+            converted.write_text("".join(f"{json.dumps(row)}\n" for row in these))
             app.services.catalog.upload(converted, ImportSpec(name=name))
     app.close()
 
 
-def as_ours(row: dict[str, Any]) -> dict[str, Any]:
-    if "chosen" not in row:
-        return row
+def as_pair(row: dict[str, Any]) -> dict[str, Any]:
     roles = {"human": "user", "gpt": "assistant", "system": "system"}
     prompt = [{"role": roles[turn["from"]], "content": turn["value"]} for turn in row["conversations"]]
     return {"prompt": prompt, "chosen": row["chosen"]["value"], "rejected": row["rejected"]["value"]}
+
+
+def as_rated(pair: dict[str, Any]) -> list[dict[str, Any]]:
+    return [
+        {"prompt": pair["prompt"], "completion": pair[key], "label": key == "chosen"} for key in ("chosen", "rejected")
+    ]
 
 
 def ours(work: Path, strategy: str, steps: int, **told: Any) -> list[dict[str, float]]:
@@ -275,7 +298,8 @@ def compare(work: Path, strategy: str, steps: int, repeats: int) -> str:
     ]
 
     def speed(name: str) -> float:
-        return statistics.median(step["tokens_per_second"] for run in runs[name] for step in run["steps"][WARM_UP:])
+        rates = [float(step["tokens_per_second"]) for run in runs[name] for step in run["steps"][WARM_UP:]]
+        return statistics.median(rates)
 
     for name in runs:
         share = f"{speed(name) * flops / 1e9 / peaks['float32']:.0%}" if strategy == "sft" else ""
