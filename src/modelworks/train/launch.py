@@ -11,7 +11,7 @@ import sys
 import threading
 import traceback
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from multiprocessing import connection, get_context, parent_process
 from multiprocessing.context import SpawnProcess
 from pathlib import Path
@@ -137,11 +137,12 @@ def _watch(others: list[SpawnProcess], over: threading.Event) -> None:
 def _reason(others: list[SpawnProcess], failures: connection.Connection) -> ModelworksError | None:
     for other in others:
         other.join(timeout=5)
-    if failures.poll():
-        rank, error = failures.recv()
-        if isinstance(error, ModelworksError):
-            return error
-        return ProcessDied(f"process {rank + 1} of the training failed: {error}; the job's log has the rest")
+    with suppress(EOFError):  # all are gone, and none has said why
+        if failures.poll():
+            rank, error = failures.recv()
+            if isinstance(error, ModelworksError):
+                return error
+            return ProcessDied(f"process {rank + 1} of the training failed: {error}; the job's log has the rest")
     for number, other in enumerate(others, start=2):
         if other.exitcode:
             how = signal.Signals(-other.exitcode).name if other.exitcode < 0 else f"exit code {other.exitcode}"

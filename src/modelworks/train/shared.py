@@ -62,7 +62,7 @@ class SharedJob:
 
     def agree(self) -> None:
         """Raise Cancelled in every process if the job is to stop; all must come here at the same point of the work."""
-        if self.processes > 1:
+        if self.processes > 1 and not self._asked:
             import torch
             from accelerate import PartialState
 
