@@ -127,7 +127,7 @@ def _print_estimate(session: Session, body: dict[str, object]) -> None:
     parts = "\n".join(f"{render.size(size)} {part}" for part, size in facts.pop("memory").items())
     sizes = {key: render.size(facts[key]) for key in ("memory_bytes", "memory_there_is", "disk_bytes")}
     seconds = facts["seconds"]
-    took = {"seconds": None if seconds is None else f"about {render.duration(seconds)}, on a quiet machine"}
+    took = {"seconds": None if seconds is None else f"about {render.duration(seconds)}, at the rate of this moment"}
     render.print_facts(facts | sizes | {"memory_consists_of": parts} | took)
 
 

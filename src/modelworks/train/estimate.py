@@ -20,7 +20,7 @@ from modelworks.train.strategy import Settled
 # Of a larger dataset so many rows are tokenised, and the rest is taken to be like them.
 ROWS_LOOKED_AT = 5000
 # Values kept for the gradient, a token and layer, by what they are as wide as; and what is scratch beside them.
-_KEPT_HIDDEN, _KEPT_INNER, _SCRATCH = 14, 5, 1.15
+_KEPT_HIDDEN, _KEPT_INNER, _SCRATCH = 8, 4, 1.17
 # Of a position that is scored: logits, their float32 copy, its softmax and its gradient.
 _LOGITS = 3
 # Share of the machine's matmul rate that a training reaches, measured over short runs.

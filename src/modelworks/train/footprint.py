@@ -14,7 +14,7 @@ from modelworks.weights.reader import Checkpoint
 from modelworks.weights.safety import read_object
 
 # torch, transformers, TRL and what they load.
-_START_BYTES = 650 << 20
+_START_BYTES = 516 << 20
 _ADAM_BYTES = 8
 _EMBEDDINGS = ("embed", "wte", "wpe", "lm_head")
 

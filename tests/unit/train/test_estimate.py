@@ -77,7 +77,7 @@ def test_what_can_never_fit_is_refused_before_the_start(
     for module in (plan, estimating):
         monkeypatch.setattr(module, "memory_bytes", lambda: 1 << 20)
 
-    with pytest.raises(Invalid, match=r"take about 0\.7 GB") as caught:
+    with pytest.raises(Invalid, match=r"take about 0\.5 GB") as caught:
         check(TrainSpec(model="tiny", dataset="rows", device="cpu"), inputs)
 
     assert caught.value.code == "out_of_memory"
