@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -86,6 +87,6 @@ def test_names_go_both_ways() -> None:
         ({"rope_parameters": {"rope_type": "llama3", "factor": 8.0}}, r"scales its positions \(llama3\)"),
     ],
 )
-def test_what_llama_cpp_would_read_otherwise_is_refused(tmp_path: Path, changes: dict[str, object], said: str) -> None:
+def test_what_llama_cpp_would_read_otherwise_is_refused(tmp_path: Path, changes: dict[str, Any], said: str) -> None:
     with pytest.raises(Unsupported, match=said):
         check_gguf(tiny_llama(tmp_path / "tiny", **changes))
