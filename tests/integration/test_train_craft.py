@@ -62,7 +62,7 @@ def test_lora_learns_and_leaves_an_adapter_with_its_lineage(tmp_path: Path, tiny
 
     losses = [line["loss"] for line in job.metrics]
     assert sum(losses[-3:]) < sum(losses[:3])
-    times = {"epoch", "step_time", "tokens_per_second"}
+    times = {"epoch", "step_time", "tokens_per_second", "memory_gb"}
     assert set(job.metrics[0]) == {"step", "loss", "learning_rate", "grad_norm"} | times
     assert result["steps"] == len(losses) == 36  # 21 rows in batches of 4: 6 steps an epoch
     (draft,) = job.drafts
