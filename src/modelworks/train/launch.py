@@ -112,6 +112,8 @@ def _joined(spec: TrainSpec, rank: int, port: int) -> Iterator[None]:
 
     with process_environment(rank, spec.num_processes, port) as threads:
         torch.set_num_threads(threads)
+        # What an earlier training in this process has left.
+        AcceleratorState._reset_state(reset_partial_state=True)
         PartialState(cpu=spec.device == "cpu" or not torch.cuda.is_available())
         try:
             yield
