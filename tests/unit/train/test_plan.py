@@ -145,3 +145,24 @@ def test_qlora_says_what_to_install(inputs: dict[str, AnyArtifact], monkeypatch:
 
     with pytest.raises(Unsupported, match="pip install bitsandbytes"):
         check(TrainSpec(model="tiny", dataset="rows", strategy="qlora", max_length=64), inputs)
+
+
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        ({"early_stopping_patience": 2}, r"early_stopping_patience: needs measurements to go by \(give eval_steps\)"),
+        ({"load_best_model_at_end": True}, "load_best_model_at_end: needs measurements"),
+        ({"eval_steps": 5}, "eval_steps: rows holds out no row to measure"),
+        ({"report_to": ["wandb"]}, r"report_to: wandb is not installed here \(pip install wandb\)"),
+        ({"parallel": "fsdp", "num_processes": 2}, "parallel: weights are not divided among processes by this build"),
+        ({"strategy": "rlhf", "num_processes": 2}, "num_processes: rlhf trains in one process"),
+    ],
+)
+def test_what_cannot_be_watched_or_divided_is_refused(
+    inputs: dict[str, AnyArtifact], asked: dict[str, Any], said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("modelworks.train.reporting.find_spec", lambda _name: None)
+    spec = TrainSpec.model_validate({"model": "tiny", "dataset": "rows", "max_length": 64} | asked)
+
+    with pytest.raises(Invalid, match=said):
+        check(spec, inputs)
