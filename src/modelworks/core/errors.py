@@ -82,6 +82,12 @@ class TooLarge(Invalid):
     code = "too_large"
 
 
+class DeadlinePassed(Unavailable):
+    """The time the request had is over."""
+
+    code = "deadline_passed"
+
+
 class OutOfSpace(Unavailable):
     """The disk is full, or would be."""
 

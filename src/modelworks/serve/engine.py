@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from modelworks.core import errors, generation
 from modelworks.core.errors import ModelworksError
@@ -93,6 +93,13 @@ class Engine(Protocol):
         """Wait for the engine's end, and say how it came."""
 
     async def stop(self) -> None: ...
+
+
+@runtime_checkable
+class TakesThreads(Protocol):
+    """An engine whose threads may change while it runs."""
+
+    def use_threads(self, count: int) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)
