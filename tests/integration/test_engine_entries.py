@@ -71,7 +71,7 @@ def test_an_entry_answers_with_its_callers_roles_and_counts_words(tmp_path: Path
         assert (await answer_to(gateway, say("five six", stop=("six",), max_tokens=1)))[1].reason == "length"
         assert (await answer_to(gateway, ask("scripted", "bare", max_tokens=None)))[0].endswith("user=bare")
         for unknown in ({"top_p": 0.9}, {"top_k": 5}, {"seed": 1}):
-            with pytest.raises(Unsupported, match="takes temperature, not top_p, top_k or seed"):
+            with pytest.raises(Unsupported, match="takes temperature, not "):
                 await answer_to(gateway, say("x", **unknown))
         (status,) = await gateway.stats()
         assert (status.deployment.engine, status.replicas[0].device) == ("entry", "cpu")

@@ -24,6 +24,8 @@ class Message:
     learned: bool = True
     # What an assistant's turn calls, as the OpenAI API writes it, in JSON.
     tool_calls: str = ""
+    # Which call a tool's turn answers.
+    call_id: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,6 +6,7 @@ Neither torch nor transformers is needed: the tokenizer is the `tokenizers` libr
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -49,6 +50,11 @@ class ChatTemplate:
     def takes_tools(self) -> bool:
         return self.source is not None and "tool_calls" in self.source
 
+    @property
+    def offers_tools(self) -> bool:
+        """Whether it tells the model which functions there are."""
+        return self.source is not None and re.search(r"\btools\b", self.source) is not None
+
     def render(self, messages: Sequence[Message], *, add_generation_prompt: bool = False, tools: str = "") -> str:
         """Write `messages` as the model was taught to read them; the prompt for an answer ends the text if asked for.
 
@@ -70,6 +76,7 @@ class ChatTemplate:
             "messages": [
                 {"role": message.role, "content": message.content}
                 | ({"tool_calls": json.loads(message.tool_calls)} if message.tool_calls else {})
+                | ({"tool_call_id": message.call_id} if message.call_id else {})
                 for message in messages
             ],
             "tools": json.loads(tools) if tools else [],

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import orjson
 
-from modelworks.core.generation import EngineEvent, EngineFailed, Failed, Finished, GenerateRequest, Started, Token
+from modelworks.core.generation import EngineEvent, EngineFailed, Failed, Finished, GenerateRequest, Token
 from modelworks.core.ids import new_id
 from modelworks.core.nouns import JsonObject
 from modelworks.serve import wire
@@ -37,7 +37,7 @@ class _Mailbox:
 
     def put(self, report: wire.Report) -> None:
         if self._reports and isinstance(report, Token) and isinstance(last := self._reports[-1], Token):
-            self._reports[-1] = Token(last.text + report.text, last.tokens + report.tokens)
+            self._reports[-1] = last + report
         else:
             self._reports.append(report)
         self._arrived.set()
@@ -99,7 +99,7 @@ class ChildEngine:
             self._send(wire.Generate(request, adapter))
             while not over:
                 report = await box.get()
-                if not isinstance(report, Started | Token | Finished | Failed):
+                if not isinstance(report, EngineEvent):
                     raise TypeError(f"{report} does not answer a request")
                 over = isinstance(report, Finished | Failed)
                 yield report

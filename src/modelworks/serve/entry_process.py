@@ -35,6 +35,8 @@ GATHER_SECONDS = 0.01
 # After its socket ended, an inference and `deactivate` have so long before the process ends without them.
 GRACE_SECONDS = 4.0
 _LONGEST_ERROR = 500
+# Fields of a request that an entry is given, or that are done for it.
+_TAKEN = ("messages", "prompt", "max_tokens", "temperature", "stop")
 
 
 @dataclass
@@ -107,8 +109,9 @@ class Process:
         match order:
             case wire.Generate(request):
                 self._counts.requests += 1
-                if (request.top_p, request.top_k, request.seed) != (1.0, 0, None):
-                    what = f"{self._entry.name} is an entry of its own: it takes temperature, not top_p, top_k or seed"
+                beyond = request.beyond(_TAKEN) or ("token ids",) * isinstance(request.prompt, tuple)
+                if beyond:
+                    what = f"{self._entry.name} is an entry of its own: it takes temperature, not {', '.join(beyond)}"
                     self._fail(request, Unsupported(what))
                     return
                 self._tell(request.id, Started(_prompt_words(request)))
@@ -192,7 +195,7 @@ class Process:
 def _conversation(request: GenerateRequest) -> list[dict[str, str]]:
     """What an entry is given: a bare prompt is one message of the user."""
     if request.messages is None:
-        return [{"role": "user", "content": request.prompt or ""}]
+        return [{"role": "user", "content": str(request.prompt or "")}]
     return [{"role": message.role, "content": message.content} for message in request.messages]
 
 

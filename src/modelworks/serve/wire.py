@@ -8,7 +8,16 @@ from typing import Any, TypeAlias
 import orjson
 from pydantic import TypeAdapter
 
-from modelworks.core.generation import EngineEvent, Failed, Finished, GenerateRequest, Started, Token
+from modelworks.core.generation import (
+    Embedding,
+    EngineEvent,
+    Failed,
+    Finished,
+    GenerateRequest,
+    Started,
+    Token,
+    ToolCall,
+)
 from modelworks.core.nouns import JsonObject
 from modelworks.serve.engine import EngineStats
 
@@ -80,7 +89,8 @@ _ORDERS: dict[str, TypeAdapter[Any]] = {
     kind.__name__: TypeAdapter(kind) for kind in (Generate, Cancel, AddAdapter, RemoveAdapter, AskStats, Remake)
 }
 _REPORTS: dict[str, TypeAdapter[Any]] = {
-    kind.__name__: TypeAdapter(kind) for kind in (Ready, Done, Remade, EngineStats, Started, Token, Finished, Failed)
+    kind.__name__: TypeAdapter(kind)
+    for kind in (Ready, Done, Remade, EngineStats, Started, Token, ToolCall, Embedding, Finished, Failed)
 }
 
 
@@ -97,7 +107,7 @@ def read_order(line: bytes) -> Order:
 def write_report(id_: str, report: Report) -> bytes:
     # A lone surrogate cannot be written as UTF-8, and no tokenizer should give one; it must not end the engine.
     if isinstance(report, Token):
-        report = Token(report.text.encode("utf-8", "replace").decode(), report.tokens)
+        report = dataclasses.replace(report, text=report.text.encode("utf-8", "replace").decode())
     return orjson.dumps({"id": id_, "type": type(report).__name__, "body": report}) + b"\n"
 
 

@@ -50,13 +50,13 @@ class Detokenizer:
         if found:
             self.stopped, self._held = True, ""
             return text[: min(found)]
-        keep = 0 if last else _tail_that_may_stop(text, self._stops)
+        keep = 0 if last else tail_that_may_begin(text, self._stops)
         self._held = text[len(text) - keep :]
         return text[: len(text) - keep]
 
 
-def _tail_that_may_stop(text: str, stops: Sequence[str]) -> int:
-    """The length of the longest end of `text` with which a stop string begins."""
+def tail_that_may_begin(text: str, stops: Sequence[str]) -> int:
+    """The length of the longest end of `text` with which one of `stops` begins."""
     longest = max((len(stop) for stop in stops), default=1) - 1
     for length in range(min(longest, len(text)), 0, -1):
         tail = text[-length:]

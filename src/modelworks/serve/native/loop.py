@@ -13,8 +13,8 @@ import psutil
 import torch
 from torch import Tensor
 
-from modelworks.core.errors import ModelworksError, Unsupported
-from modelworks.core.generation import EngineFailed, Failed, Finished, Token
+from modelworks.core.errors import Invalid, ModelworksError, Unsupported
+from modelworks.core.generation import EngineFailed, Failed, Finished, FinishReason
 from modelworks.core.nouns import JsonObject
 from modelworks.serve.engine import Counts, EngineStats
 from modelworks.serve.native import sampler
@@ -89,11 +89,38 @@ class Loop:
             self._runner.cache.clear()
             return
         giving = [piece.sequence for piece in pieces if piece.gives_token]
-        tokens = sampler.sample(logits, giving)
         for piece in pieces:
             piece.sequence.cached += piece.count
-        for sequence, token in zip(giving, tokens, strict=True):
+        for sequence in giving:
+            if sequence.request.echo and sequence.generated == 0:
+                text = self.model.tokenizer.decode(sequence.tokens)
+                self._reports.append((sequence.id, sequence.echo(text)))
+            if sequence.is_read_only:
+                self._end_unanswered(sequence)
+        going_on = [row for row, sequence in enumerate(giving) if not sequence.is_read_only]
+        if len(going_on) < len(giving):
+            giving, logits = [giving[row] for row in going_on], logits[going_on]
+        if giving:
+            self._answer(giving, logits)
+
+    def _answer(self, sequences: list[Answer], logits: Tensor) -> None:
+        tokens = sampler.sample(logits, sequences)
+        self._score(sequences, tokens, logits)
+        for sequence, token in zip(sequences, tokens, strict=True):
             self._accept(sequence, token)
+
+    def _score(self, sequences: list[Answer], tokens: list[int | None], logits: Tensor) -> None:
+        ends = self.model.ends  # which are no part of the answer
+        wanted = {
+            row: (sequence, token, sequence.request.logprobs)
+            for row, (sequence, token) in enumerate(zip(sequences, tokens, strict=True))
+            if sequence.request.logprobs is not None and token is not None and token not in ends
+        }
+        if wanted:
+            most = max(count or 0 for _, _, count in wanted.values())
+            found = sampler.score(logits[list(wanted)], [chosen or 0 for _, chosen, _ in wanted.values()], most)
+            for (sequence, chosen, count), (own, top) in zip(wanted.values(), found, strict=True):
+                sequence.scores.append((chosen or 0, own, top[:count]))
 
     def _accept(self, sequence: Answer, token: int | None) -> None:
         if token is None:
@@ -101,12 +128,21 @@ class Loop:
             self._fail(sequence, EngineFailed(message))
             return
         self._counts.generated_tokens += 1
-        text = sequence.accept(token, self.model.ends)
-        if text:
-            self._reports.append((sequence.id, Token(text, sequence.untold())))
+        try:
+            text = sequence.accept(token, self.model.ends)
+        except Invalid as error:
+            self._fail(sequence, error)
+            return
+        self._reports += [(sequence.id, each) for each in sequence.tell(text)]
         if sequence.finished:
             self._counts.finished += 1
-            self._end(sequence, Finished(sequence.finished, sequence.prompt_tokens, sequence.generated))
+            self._end(sequence, _finished(sequence, sequence.finished))
+
+    def _end_unanswered(self, sequence: Answer) -> None:
+        self._counts.finished += 1
+        if sequence.request.embed:
+            self._reports.append((sequence.id, sequence.embedding()))
+        self._end(sequence, _finished(sequence, "stop" if sequence.request.embed else "length"))
 
     def _fail(self, sequence: Answer, error: ModelworksError) -> None:
         self._counts.failed += 1
@@ -157,7 +193,7 @@ class Loop:
                 for sequence in (*self._scheduler.sequences(), *held):
                     if sequence.id == order.id:
                         self._counts.aborted += 1
-                        self._end(sequence, Finished("abort", sequence.prompt_tokens, sequence.generated))
+                        self._end(sequence, _finished(sequence, "abort"))
                         self._held = [waiting for waiting in self._held if waiting is not sequence]
             case AddAdapter() | RemoveAdapter():
                 self._change_adapters(order)
@@ -198,3 +234,7 @@ class Loop:
             prompt_tokens=counts.prompt_tokens,
             steps=counts.steps,
         )
+
+
+def _finished(sequence: Answer, reason: FinishReason) -> Finished:
+    return Finished(reason, sequence.prompt_tokens, sequence.generated, sequence.reused)

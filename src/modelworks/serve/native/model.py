@@ -10,15 +10,15 @@ import torch
 from tokenizers import Tokenizer
 
 from modelworks.core.errors import Invalid, Unsupported
-from modelworks.core.generation import ContextLengthExceeded, GenerateRequest
-from modelworks.data.record import Message
+from modelworks.core.generation import GenerateRequest
 from modelworks.data.render import ChatTemplate, load_tokenizer
 from modelworks.serve.engine import EngineSpec
 from modelworks.serve.native.checkpoint import FolderSource, load_weights
 from modelworks.serve.native.config import Shape, read_shape
-from modelworks.serve.native.detokenize import Detokenizer
+from modelworks.serve.native.guide import Guides
 from modelworks.serve.native.kv_cache import KvCache
 from modelworks.serve.native.lora import Adapters
+from modelworks.serve.native.prepare import prepare
 from modelworks.serve.native.runner import Runner, cache_shape
 from modelworks.serve.native.sequence import Sequence
 
@@ -39,34 +39,11 @@ class LoadedModel:
     ends: frozenset[int]
     max_context: int
     dtype: str
+    guides: Guides
 
     def make_sequence(self, request: GenerateRequest, adapter: str | None) -> Sequence:
-        """Render and tokenise a request.
-
-        Raises:
-            ContextLengthExceeded: with both numbers.
-            Invalid: the chat template refuses the messages, or there is nothing to go on from.
-        """
-        tokens = self._tokens(request)
-        if not tokens:
-            raise Invalid("the prompt is empty; give at least one word")
-        wanted = request.max_tokens if request.max_tokens is not None else 1
-        if len(tokens) + wanted > self.max_context:
-            raise ContextLengthExceeded(
-                f"{self.name} sees at most {self.max_context} tokens; the prompt has {len(tokens)} and {wanted} more "
-                "are asked for: shorten the prompt or lower max_tokens"
-            )
-        longest = self.max_context if request.max_tokens is None else len(tokens) + request.max_tokens
-        detokenizer = Detokenizer(self.tokenizer.decode, request.stop)
-        return Sequence(request, tokens, len(tokens), longest, detokenizer, adapter)
-
-    def _tokens(self, request: GenerateRequest) -> list[int]:
-        if request.messages is None:
-            return list(self.tokenizer.encode(request.prompt or "").ids)
-        messages = [Message(message.role, message.content) for message in request.messages]
-        text = self.template.render(messages, add_generation_prompt=True)
-        # the template writes the beginning-of-text token itself where the model wants one
-        return list(self.tokenizer.encode(text, add_special_tokens=False).ids)
+        """Render and tokenise a request; raises as `prepare` does."""
+        return prepare(self, request, adapter)
 
 
 def load(spec: EngineSpec) -> LoadedModel:
@@ -95,7 +72,8 @@ def load(spec: EngineSpec) -> LoadedModel:
     runner = Runner(shape, weights, adapters, cache, max_context)
     ends = _ends(shape, tokenizer, template)
     name = str(dtype).removeprefix("torch.")
-    return LoadedModel(spec.model_name, runner, adapters, tokenizer, template, ends, max_context, name)
+    guides = Guides(tokenizer, ends)
+    return LoadedModel(spec.model_name, runner, adapters, tokenizer, template, ends, max_context, name, guides)
 
 
 def _ends(shape: Shape, tokenizer: Tokenizer, template: ChatTemplate) -> frozenset[int]:

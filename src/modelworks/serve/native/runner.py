@@ -71,6 +71,9 @@ class Runner:
         last, row = {}, 0
         for piece in rows:
             row += piece.count
+            if piece.sequence.reads_all:
+                hidden = self._norm(x[row - piece.count : row], self._weights.norm)
+                piece.sequence.read(hidden, self._weights.head)
             last[piece.sequence.id] = row - 1
         wanted = [last[piece.sequence.id] for piece in pieces if piece.gives_token]
         if not wanted:

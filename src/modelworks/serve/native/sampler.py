@@ -1,12 +1,14 @@
-"""Choosing the next token of a whole batch at once; each row by its own temperature, top-k, top-p and draw."""
+"""Choosing the next token of a whole batch at once; each row by its own settings and its own draw."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence as Rows
 
 import torch
 from torch import Tensor
 
+from modelworks.serve.native.guide import mask
 from modelworks.serve.native.sequence import Sequence
 
 # Enough for nearly every top-p; rows that need more are sorted whole.
@@ -20,34 +22,74 @@ def sample(logits: Tensor, sequences: Rows[Sequence]) -> list[int | None]:
     Takes one draw from each sequence's own stream, greedy ones too, so that a row's text depends on nothing else.
     """
     draws = [sequence.draws.random() for sequence in sequences]
+    # max passes NaN on, and +infinity is as far from an answer; asked before anything else could hide it
+    sound = logits.amax(dim=-1).isfinite()
+    logits = _steer(logits, sequences)
     best, chosen = logits.max(dim=-1)
     warm = [row for row, sequence in enumerate(sequences) if sequence.request.temperature > 0]
     if warm:
         rows = torch.tensor(warm, device=logits.device)
-        chosen[rows] = _draw(
-            logits[rows],
-            temperatures=[sequences[row].request.temperature for row in warm],
-            top_ks=[sequences[row].request.top_k for row in warm],
-            top_ps=[sequences[row].request.top_p for row in warm],
-            draws=[draws[row] for row in warm],
+        chosen[rows] = _draw(logits[rows], [sequences[row] for row in warm], [draws[row] for row in warm])
+    sound &= best.isfinite()
+    return [token if ok else None for token, ok in zip(chosen.tolist(), sound.tolist(), strict=True)]
+
+
+@torch.inference_mode()
+def score(logits: Tensor, tokens: Rows[int], count: int) -> list[tuple[float, list[tuple[int, float]]]]:
+    """For each row the log-probability of its token, and the `count` likeliest: as the model has them, unsteered."""
+    every = logits.log_softmax(dim=-1)
+    own = every.gather(1, torch.tensor(tokens, device=logits.device)[:, None]).squeeze(1)
+    best = every.topk(min(count, logits.shape[-1]), dim=-1)
+    tops = zip(best.indices.tolist(), best.values.tolist(), strict=True)
+    return [(mine, list(zip(ids, values, strict=True))) for mine, (ids, values) in zip(own.tolist(), tops, strict=True)]
+
+
+def _steer(logits: Tensor, sequences: Rows[Sequence]) -> Tensor:
+    """Penalties, biases and grammars, on a copy where anybody asks for one."""
+    seen = [(row, sequence.request) for row, sequence in enumerate(sequences) for _ in sequence.seen]
+    biased = [(row, *pair) for row, sequence in enumerate(sequences) for pair in sequence.request.logit_bias]
+    guided = {row: sequence.matcher for row, sequence in enumerate(sequences) if sequence.matcher is not None}
+    if not (seen or biased or guided):
+        return logits
+    logits, device = logits.clone(), logits.device
+    if seen:
+        at = (
+            torch.tensor([row for row, _ in seen], device=device),
+            torch.tensor([token for sequence in sequences for token in sequence.seen], device=device),
         )
-    # max passes NaN on, and +infinity is as far from an answer
-    sound = best.isfinite().tolist()
-    return [token if ok else None for token, ok in zip(chosen.tolist(), sound, strict=True)]
+        said = torch.tensor([count for sequence in sequences for count in sequence.seen.values()], device=device)
+        asked = [(r.repetition_penalty, r.frequency_penalty, r.presence_penalty) for _, r in seen]
+        repetition, frequency, presence = torch.tensor(asked, device=device).T
+        values = logits[at]
+        # Keskar et al. 2019, arXiv:1909.05858, for prompt and answer; the other two are OpenAI's, for the answer.
+        values = torch.where(values > 0, values / repetition, values * repetition)
+        logits[at] = values - frequency * said - presence * (said > 0)
+    if biased:
+        rows, tokens, values = (torch.tensor(column, device=device) for column in zip(*biased, strict=True))
+        logits.index_put_((rows, tokens), values.float(), accumulate=True)
+    if guided:
+        rows = torch.tensor(list(guided), device=device)
+        logits[rows] = logits[rows].masked_fill(~mask(list(guided.values()), logits.shape[-1], device), -math.inf)
+    return logits
 
 
-def _draw(
-    logits: Tensor, temperatures: Rows[float], top_ks: Rows[int], top_ps: Rows[float], draws: Rows[float]
-) -> Tensor:
+def _draw(logits: Tensor, sequences: Rows[Sequence], draws: Rows[float]) -> Tensor:
     def column(values: Rows[float]) -> Tensor:
         return torch.tensor(values, device=logits.device, dtype=torch.float64)[:, None]
 
+    asked = [sequence.request for sequence in sequences]
     # A tiny temperature must not overflow: the best token keeps logit 0.
-    logits = (logits - logits.amax(dim=-1, keepdim=True)) / column([max(t, 1e-5) for t in temperatures]).float()
-    if any(top_ks) or any(top_p < 1 for top_p in top_ps):
-        vocab = logits.shape[-1]
-        ks = [min(top_k, vocab) if top_k else vocab for top_k in top_ks]
-        logits = logits.masked_fill(logits < _thresholds(logits, ks, top_ps), float("-inf"))
+    temperatures = column([max(each.temperature, 1e-5) for each in asked]).float()
+    logits = (logits - logits.amax(dim=-1, keepdim=True)) / temperatures
+    if cut := [row for row, each in enumerate(asked) if each.top_k or each.top_p < 1]:
+        vocab, rows = logits.shape[-1], torch.tensor(cut, device=logits.device)
+        ks = [min(asked[row].top_k, vocab) or vocab for row in cut]
+        least = _thresholds(logits[rows], ks, [asked[row].top_p for row in cut])
+        logits[rows] = logits[rows].masked_fill(logits[rows] < least, -math.inf)
+    if any(each.min_p for each in asked):
+        # Nguyen et al. 2024, arXiv:2407.01082: a share of the best, whose logit is 0
+        least = column([math.log(each.min_p) if each.min_p else -math.inf for each in asked])
+        logits = logits.masked_fill(logits < least, -math.inf)
     # By the inverse of the cumulated distribution in the vocabulary's own order: a rounding difference moves the
     # borders a little, where a sorted order could swap neighbours. Double precision keeps 100k terms exact enough.
     cumulated = torch.softmax(logits, dim=-1, dtype=torch.float64).cumsum(dim=-1)
