@@ -120,6 +120,10 @@ class ChildEngine:
             raise TypeError(f"{report} is no answer to a question for stats")
         return report
 
+    def use_threads(self, count: int) -> None:
+        """Compute with so many threads from the next step on."""
+        self._send(wire.SetThreads(count))
+
     async def remake(self, recipe: JsonObject) -> JsonObject:
         report = await self._ask(wire.Remake(new_id(), recipe))
         if not isinstance(report, wire.Remade):

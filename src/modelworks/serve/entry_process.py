@@ -124,6 +124,8 @@ class Process:
                     self._waiting = [request for request in self._waiting if request.id != id_]
             case wire.AskStats(id_):
                 self._tell(id_, self._stats())
+            case wire.SetThreads():  # how its user's code computes is its own affair
+                pass
             case wire.AddAdapter(id_) | wire.RemoveAdapter(id_) | wire.Remake(id_):
                 what = f"{self._entry.name} is an entry of its own, without adapters and recipes"
                 self._tell(id_, Failed(Unsupported.code, what))

@@ -55,6 +55,13 @@ class AskStats:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
+class SetThreads:
+    """Compute with so many threads from the next step on. It is not answered."""
+
+    count: int
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
 class Remake:
     """Make the weights anew from a recipe, once the answers going on have ended; those asked for after it wait."""
 
@@ -62,7 +69,7 @@ class Remake:
     recipe: JsonObject
 
 
-Order: TypeAlias = Generate | Cancel | AddAdapter | RemoveAdapter | AskStats | Remake
+Order: TypeAlias = Generate | Cancel | AddAdapter | RemoveAdapter | AskStats | SetThreads | Remake
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -86,7 +93,8 @@ class Remade:
 Report: TypeAlias = Ready | Done | Remade | EngineStats | EngineEvent
 
 _ORDERS: dict[str, TypeAdapter[Any]] = {
-    kind.__name__: TypeAdapter(kind) for kind in (Generate, Cancel, AddAdapter, RemoveAdapter, AskStats, Remake)
+    kind.__name__: TypeAdapter(kind)
+    for kind in (Generate, Cancel, AddAdapter, RemoveAdapter, AskStats, SetThreads, Remake)
 }
 _REPORTS: dict[str, TypeAdapter[Any]] = {
     kind.__name__: TypeAdapter(kind)

@@ -21,14 +21,14 @@ from modelworks.serve.native import sampler
 from modelworks.serve.native.model import LoadedModel
 from modelworks.serve.native.scheduler import Piece, Scheduler
 from modelworks.serve.native.sequence import Sequence as Answer
-from modelworks.serve.wire import AddAdapter, AskStats, Cancel, Done, Remade, Remake, RemoveAdapter, Report
+from modelworks.serve.wire import AddAdapter, AskStats, Cancel, Done, Remade, Remake, RemoveAdapter, Report, SetThreads
 
 logger = logging.getLogger(__name__)
 
 # Tokens computed in a step: long enough to fill the machine, short enough that running answers hardly wait.
 TOKENS_PER_STEP = 256
 
-LoopOrder: TypeAlias = Answer | Cancel | AddAdapter | RemoveAdapter | AskStats | Remake
+LoopOrder: TypeAlias = Answer | Cancel | AddAdapter | RemoveAdapter | AskStats | SetThreads | Remake
 # From a recipe to weights by their names in a checkpoint, of that dtype and on that device, and what was found.
 Make: TypeAlias = Callable[[JsonObject, torch.dtype, torch.device], tuple[dict[str, Tensor], JsonObject]]
 
@@ -177,7 +177,7 @@ class Loop:
             self._reports.append((order.id, Remade(told)))
 
     def _take(self, order: LoopOrder) -> None:
-        if isinstance(order, Remake) or (self._held and not isinstance(order, Cancel | AskStats)):
+        if isinstance(order, Remake) or (self._held and not isinstance(order, Cancel | AskStats | SetThreads)):
             self._held.append(order)
             return
         match order:
@@ -199,6 +199,8 @@ class Loop:
                 self._change_adapters(order)
             case AskStats():
                 self._reports.append((order.id, self._stats()))
+            case SetThreads(count):
+                torch.set_num_threads(count)  # this thread is the one that computes
 
     def _change_adapters(self, order: AddAdapter | RemoveAdapter) -> None:
         try:
