@@ -210,9 +210,14 @@ class Client:
     def deployments(self) -> list[DeploymentStatus]:
         return _DEPLOYMENTS.validate_json(self._send("GET", "/modelworks/deployments"))
 
-    def load(self, model: str, *, device: str | None = None, replicas: int = 1) -> DeploymentStatus:
-        """Have at least so many engines ready for `model`; those that are missing are started on `device`."""
-        body = {"model": model, "device": device, "replicas": replicas}
+    def load(
+        self, model: str, *, device: str | None = None, replicas: int = 1, keep_alive: float | str | None = None
+    ) -> DeploymentStatus:
+        """Have at least so many engines ready for `model`; those that are missing are started on `device`.
+
+        It is unloaded when nobody asks for `keep_alive`: seconds, or `10m`, `1h`; below 0 it stays.
+        """
+        body = {"model": model, "device": device, "replicas": replicas, "keep_alive": keep_alive}
         return _DEPLOYMENT.validate_json(self._send("POST", "/modelworks/deployments/load", json=body))
 
     def merge_live(self, spec: Mapping[str, object]) -> LiveMerge:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Body, Depends, Query
-from pydantic import ConfigDict, Field
+from pydantic import BeforeValidator, ConfigDict, Field
 
 import modelworks
 from modelworks.api.jobs import Documented
@@ -17,6 +17,7 @@ from modelworks.app.kinds import KINDS
 from modelworks.app.live import LiveMerge, merge_live
 from modelworks.app.plugins import PluginInfo, list_plugins
 from modelworks.app.services import Services
+from modelworks.core.clock import seconds_of
 from modelworks.core.spec import Spec
 from modelworks.web.dependencies import services
 
@@ -47,6 +48,9 @@ class Load(Wish):
 
     replicas: int = Field(1, ge=1, le=64, description="engines that share its requests")
     device: str | None = Field(None, description="cpu, cuda, cuda:N or auto, which is the freest GPU or else the CPU")
+    keep_alive: Annotated[float, BeforeValidator(seconds_of)] | None = Field(
+        None, description="seconds it stays when nobody asks, or 10m, 1h; below 0 for good; default: as set"
+    )
 
 
 @router.get("/health")
@@ -78,7 +82,7 @@ async def deployments(
 @router.post("/deployments/load")
 async def load(wish: Load, app: App) -> DeploymentStatus:
     """Start engines for a model, or add an adapter to those of its base; answers when they are ready."""
-    return await app.gateway.load(wish.model, device=wish.device, replicas=wish.replicas)
+    return await app.gateway.load(wish.model, device=wish.device, replicas=wish.replicas, keep_alive=wish.keep_alive)
 
 
 @router.post("/deployments/merge")

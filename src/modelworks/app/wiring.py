@@ -14,6 +14,7 @@ from modelworks.app.services import Services
 from modelworks.app.sweeping import Sweeps
 from modelworks.app.training_log import TrainingFiles
 from modelworks.core.config import Settings, child_environment, count_gpus
+from modelworks.core.cores import CoreBudget, count_cores
 from modelworks.core.registry import choose, find_plugins
 from modelworks.jobs.executor import ExecutorKind
 from modelworks.jobs.worker import Worker, WorkerSettings
@@ -47,11 +48,15 @@ class App:
             environment=child_environment(settings),
             max_sequences=settings.max_sequences,
             max_queued=settings.max_queued_requests,
+            keep_alive=settings.keep_alive,
+            timeout_seconds=settings.request_timeout_seconds,
+            max_open_per_key=settings.max_open_per_key,
             # A GPU that the driver does not list can be told by its slot.
             gpus=max(count_gpus(), settings.slots.get("gpu", 0)),
         )
         gateway = Gateway(
-            resolve=catalog.model, base_of=catalog.base_of, settings=how, entries=self.services.entries, merging=MERGING
+            resolve=catalog.model, base_of=catalog.base_of, settings=how, entries=self.services.entries,
+            merging=MERGING, cores=self.worker.cores,
         )  # fmt: skip
         self.services.running_gateway = gateway
         try:
@@ -88,6 +93,7 @@ def open_app(settings: Settings) -> App:
             retry_delay_seconds=settings.retry_delay_seconds,
             cancel_grace_seconds=settings.cancel_grace_seconds,
         ),
+        cores=CoreBudget(settings.cores or count_cores()),
         notify=notify,
         runless={"sweep": Sweeps(database, settings.home, notify).look_after},
     )

@@ -13,6 +13,7 @@ from modelworks.cli.options import Command, Session, pass_session
 from modelworks.core.errors import Unavailable
 
 if TYPE_CHECKING:
+    from modelworks.app.answers import DeploymentStatus
     from modelworks.client import Client
 
 
@@ -48,23 +49,34 @@ def list_served(session: Session) -> None:
         return
     rows = [
         [item.deployment.model_name, item.deployment.engine, replica.device, replica.state.value,
-         replica.outstanding, replica.pid or "-", ", ".join(item.adapters) or "-"]
+         replica.outstanding, f"{item.tokens_per_second:.0f}", f"{replica.rss_bytes / 1e6:.0f} MB", _until(item),
+         replica.pid or "-", ", ".join(item.adapters) or "-"]
         for item in found
         for replica in item.replicas
     ]  # fmt: skip
-    headings = ("model", "engine", "device", "state", "requests", "process", "adapters")
+    headings = (
+        "model", "engine", "device", "state", "requests", "tokens/s", "memory", "until", "process", "adapters",
+    )  # fmt: skip
     render.print_table(headings, rows, empty="nothing is loaded; the first question loads a model")
+
+
+def _until(item: DeploymentStatus) -> str:
+    """When it goes if nobody asks; the tokens and the end are those of all its engines."""
+    if item.until is not None:
+        return item.until.astimezone().strftime("%H:%M:%S")
+    return "for good" if item.keep_alive < 0 else "in use"
 
 
 @click.command(cls=Command, name="load", example="modelworks models load me/first --replicas 2 --device cpu")
 @click.argument("name")
 @click.option("--device", metavar="DEVICE", help="cpu, cuda, cuda:N or auto: the freest GPU, else the CPU.")
 @click.option("--replicas", type=click.IntRange(1, 64), default=1, metavar="N", help="Engines that share its requests.")
+@click.option("--keep-alive", metavar="TIME", help="How long it stays when nobody asks: 90s, 10m, 1h; -1 for good.")
 @pass_session
-def load_model(session: Session, name: str, device: str | None, replicas: int) -> None:
+def load_model(session: Session, name: str, device: str | None, replicas: int, keep_alive: str | None) -> None:
     """Have a model, adapter or entry ready to answer, on at least so many engines."""
     with server_client(session) as client:
-        status = client.load(name, device=device, replicas=replicas)
+        status = client.load(name, device=device, replicas=replicas, keep_alive=keep_alive)
     if session.json:
         render.print_json(status)
     else:

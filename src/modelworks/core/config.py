@@ -12,12 +12,13 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import platformdirs
 import psutil
-from pydantic import Field, SecretStr
+from pydantic import BeforeValidator, Field, SecretStr
 
+from modelworks.core.clock import seconds_of
 from modelworks.core.errors import Invalid
 from modelworks.core.spec import Spec, parse_spec
 
@@ -49,6 +50,9 @@ class Settings(Spec):
     port: int = Field(8000, ge=0, le=65535, description="port to listen on; 0 takes a free one")
     server: str | None = Field(None, description="URL of a server for the command line to talk to")
     api_key: SecretStr | None = Field(None, description="key that clients must send as Bearer or x-api-key")
+    api_keys: dict[str, SecretStr] = Field(
+        default_factory=dict, description="further keys, each with the name it has in the log: NAME:KEY"
+    )
     insecure_no_auth: bool = Field(False, description="listen beyond loopback without a key")
     allowed_hosts: tuple[str, ...] = Field((), description="further Host names to answer to")
     allowed_origins: tuple[str, ...] = Field((), description="further web origins that may call us")
@@ -74,10 +78,24 @@ class Settings(Spec):
     batch_size: int = Field(8, ge=1, description="requests an own entry answers together")
     max_queued_requests: int = Field(256, ge=1, description="requests waiting for an engine before 429")
     max_sequences: int = Field(32, ge=1, description="requests an engine decodes together")
+    max_open_per_key: int | None = Field(None, ge=1, description="requests of one key answered at once before 429")
+    request_timeout_seconds: float | None = Field(None, gt=0, description="the longest an answer may take")
+    keep_alive: Annotated[float, BeforeValidator(seconds_of)] = Field(
+        -1, description="seconds a model stays loaded when nobody asks, or 10m, 1h; below 0 it stays"
+    )
+    cores: int | None = Field(None, ge=1, description="cores that engines and jobs share; default: all there are")
+    access_log: bool = Field(True, description="a line of the log for each request, without its words")
+    open_metrics: bool = Field(False, description="answer /metrics without a key")
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="least level that is logged")
     hf_token: SecretStr | None = Field(None, description="token for the hub")
     hf_endpoint: str | None = Field(None, description="the hub's address")
     hub_offline: bool = Field(False, description="never ask the hub")
+
+    @property
+    def keys(self) -> dict[str, str]:
+        """Every key that opens, by its name."""
+        named = self.api_keys | ({"default": self.api_key} if self.api_key else {})
+        return {name: key.get_secret_value() for name, key in named.items()}
 
     @property
     def database(self) -> str:
@@ -147,7 +165,9 @@ def child_environment(settings: Settings, extra: Mapping[str, str] | None = None
 @contextmanager
 def process_environment(rank: int, count: int, port: int) -> Iterator[int]:
     """Set what torch.distributed and accelerate read in process `rank` of `count` here; give the threads of each."""
-    threads = max(1, (psutil.cpu_count(logical=False) or 1) // count)
+    # What the server gave out where it did, else all.
+    own = int(os.environ.get("OMP_NUM_THREADS", "0")) or psutil.cpu_count(logical=False) or 1
+    threads = max(1, own // count)
     ours = {
         "RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": count, "LOCAL_WORLD_SIZE": count, "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": port, "GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": threads,
@@ -181,7 +201,7 @@ def _decode(key: str, text: str) -> object:
         except ValueError:
             raise Invalid(f"{PREFIX}{key.upper()}: {text!r} is not JSON") from None
     parts = [part.strip() for part in text.split(",") if part.strip()]
-    if key in {"slots", "reward_files"}:
+    if key in {"slots", "reward_files", "api_keys"}:
         pairs = [part.partition(":") for part in parts]
         return {name: value for name, _, value in pairs}
     if key in {"allowed_hosts", "allowed_origins", "allow_paths"}:

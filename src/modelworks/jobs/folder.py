@@ -96,6 +96,11 @@ class JobFolder:
     def process(self) -> Path:
         return self.path / "process.json"
 
+    @property
+    def threads(self) -> Path:
+        """With how many threads the run is to compute."""
+        return self.path / "threads"
+
     def prepare(self, order: RunOrder) -> None:
         """Make the folder ready for a run: nothing of an earlier one remains but checkpoints, events and logs."""
         self.path.mkdir(parents=True, exist_ok=True)

@@ -7,6 +7,7 @@ import logging
 import os
 import shutil
 import signal
+import sys
 import time
 import traceback
 from collections.abc import Callable, Mapping
@@ -38,6 +39,7 @@ class RunnerContext:
     stop_asked: bool = False
     pausing: bool = False
     _progressed_at: float = 0.0
+    _threads: int = 0
 
     @property
     def job_id(self) -> str:
@@ -56,6 +58,7 @@ class RunnerContext:
     def check(self) -> None:
         if self.stop_asked:
             raise Cancelled
+        self._keep_to_threads()
 
     def progress(self, done: float, total: float, unit: str, **facts: JsonValue) -> None:
         self.check()
@@ -74,6 +77,15 @@ class RunnerContext:
 
     def publish(self, draft: Draft) -> None:
         self.drafts.append(draft)
+
+    def _keep_to_threads(self) -> None:
+        """Compute with as many threads as the server now gives this run; several processes keep theirs."""
+        torch = sys.modules.get("torch")
+        with suppress(FileNotFoundError, ValueError):
+            wished = int(self.folder.threads.read_text())
+            if torch is not None and wished != self._threads and not torch.distributed.is_initialized():
+                torch.set_num_threads(wished)
+                self._threads = wished
 
     def _tell(self, type_: EventType, body: JsonObject) -> None:
         line = json.dumps({"at": clock.to_iso(clock.now()), "type": type_.value, "body": body}) + "\n"
@@ -134,8 +146,10 @@ def _outcome(
 def _stand_back() -> None:
     """Let the server come first where both want a core, and the kernel end us, not it, where memory runs out."""
     os.nice(NICENESS)
-    with suppress(OSError):  # not Linux
-        Path("/proc/self/oom_score_adj").write_text("500")
+    # Where the kernel shares cores between sessions, a process' own nice value holds within its session only.
+    for place, value in (("autogroup", NICENESS), ("oom_score_adj", 500)):
+        with suppress(OSError):  # not Linux, or not built for it
+            Path(f"/proc/self/{place}").write_text(str(value))
 
 
 def _settle(folder: JobFolder, draft: Draft) -> StagedDraft:

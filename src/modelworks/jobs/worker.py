@@ -11,12 +11,13 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from modelworks.core import clock
 from modelworks.core.clock import from_iso
+from modelworks.core.cores import CoreBudget
 from modelworks.core.errors import Conflict, ModelworksError
 from modelworks.core.ids import new_id
 from modelworks.core.nouns import AnyArtifact, ArtifactKind, EventType, Failure, Job, JsonObject, JsonValue
@@ -61,6 +62,9 @@ class Worker:
     notify: Callable[[str], None] = lambda _job_id: None
     # Who looks after a running job that has no run of its own, by kind; such a job needs no slots.
     runless: Mapping[str, Callable[[queue.Claim], None]] = field(default_factory=dict)
+    # None: each run takes all cores.
+    cores: CoreBudget | None = None
+    _threads: dict[str, int] = field(default_factory=dict)
     # When a run that was asked to stop is ended by force, by job and by what it was asked for.
     _kill_at: dict[tuple[str, bool], float] = field(default_factory=dict)
     _stopping: threading.Event = field(default_factory=threading.Event)
@@ -87,6 +91,7 @@ class Worker:
         for claim in claims:
             if (look_after := self.runless.get(claim.job.kind)) is not None:
                 look_after(claim)
+        self._share_cores([claim.job for claim in claims if claim.job.kind not in self.runless])
 
     def folder(self, job_id: str) -> JobFolder:
         return JobFolder(self.settings.home / "jobs" / job_id)
@@ -117,9 +122,22 @@ class Worker:
         job, folder = claim.job, self.folder(claim.job.id)
         if job.kind not in self.runless:
             folder.prepare(RunOrder(job_id=job.id, kind=job.kind, run=job.runs, spec=job.spec, inputs=claim.inputs))
+            self._share_cores([each.job for each in queue.running(self.database) if each.job.kind not in self.runless])
             self.executor.start(folder)
         self.notify(job.id)
         logger.info("run started", extra={"job": job.id, "run": job.runs, "kind": job.kind})
+
+    def _share_cores(self, going: Sequence[Job]) -> None:
+        """Tell each run that computes on the CPU its threads, when they have changed."""
+        if self.cores is None:
+            return
+        computing = [job.id for job in going if job.needs.get("cpu")]
+        self.cores.note_jobs(len(computing))
+        share = self.cores.job_threads()
+        for job_id in computing:
+            if self._threads.get(job_id) != share and self.folder(job_id).path.exists():
+                files.write_atomically(self.folder(job_id).threads, str(share).encode())
+        self._threads = dict.fromkeys(computing, share)
 
     def _look_after(self, claim: queue.Claim) -> None:
         job, folder = claim.job, self.folder(claim.job.id)

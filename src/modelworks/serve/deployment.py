@@ -7,16 +7,24 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from datetime import datetime, timedelta
+from math import ceil
 
+import psutil
+
+from modelworks.core import clock
 from modelworks.core.errors import Unavailable
-from modelworks.core.generation import EngineFailed
+from modelworks.core.generation import EngineFailed, QueueFull
 from modelworks.core.nouns import Adapter, Deployment
 from modelworks.core.states import DeploymentState
 from modelworks.serve.engine import EngineStats
+from modelworks.serve.metrics import Rate
 from modelworks.serve.supervisor import Open, Replica
 
 # An engine that cannot say how it is within this time has a long step, or hangs.
 STATS_SECONDS = 5.0
+# The longest a caller is told to wait before it asks again.
+LONGEST_RETRY_SECONDS = 60
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,11 +37,15 @@ class ReplicaStatus:
     outstanding: int
     restarts: int
     error: str | None
+    rss_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DeploymentStatus:
-    """A deployment as it is now. `adapters` are names; `stats` of each replica that answers."""
+    """A deployment as it is now. `adapters` are names; `stats` of each replica that answers.
+
+    It is unloaded at `until` if nobody asks before; without one it stays.
+    """
 
     deployment: Deployment
     state: DeploymentState
@@ -44,30 +56,72 @@ class DeploymentStatus:
     error: str | None
     replicas: tuple[ReplicaStatus, ...] = ()
     stats: tuple[EngineStats, ...] = ()
+    tokens_per_second: float = 0.0
+    keep_alive: float = -1
+    until: datetime | None = None
 
 
 class Deployed:
     """One base model or entry with its replicas, and the adapters that were asked for, by artifact id.
 
     Args:
+        together: requests that one replica decodes at once; `queued` more may wait for it.
         make: a replica on a device, which tells the condition of its changes.
+        expire: called when nobody has asked for `keep_alive` seconds; less than 0 is never.
     """
 
     def __init__(
-        self, deployment: Deployment, most_open: int, make: Callable[[str, asyncio.Condition], Replica]
+        self,
+        deployment: Deployment,
+        together: int,
+        queued: int,
+        make: Callable[[str, asyncio.Condition], Replica],
+        *,
+        keep_alive: float = -1,
+        expire: Callable[[Deployed], None] = lambda _: None,
     ) -> None:
         self.deployment = deployment
         self.replicas: list[Replica] = []
         self.adapters: dict[str, Adapter] = {}
-        self.open = Open()
+        self.open = Open(self._rest)
         self.draining = False
-        self._most_open, self._make = most_open, make
+        self.rate = Rate()
+        self.need_bytes = 0
+        self.keep_alive = keep_alive
+        self._together, self._queued, self._make, self._expire = together, queued, make, expire
+        self._mean_seconds = 0.0
+        self._timer: asyncio.TimerHandle | None = None
+        self._until: datetime | None = None
         self._changed = asyncio.Condition()
 
+    def check_queue(self) -> None:
+        """Raises QueueFull when as many wait as may; it says when some of them will have been answered."""
+        places = self._together * len(self.replicas)
+        if self.open.count >= places + self._queued * len(self.replicas):
+            soon = ceil(self._mean_seconds * (self.open.count - places) / max(1, places))
+            raise QueueFull(
+                f"{self.open.count} requests wait for {self.deployment.model_name}, the most allowed; ask again later",
+                retry_after_seconds=min(max(1, soon), LONGEST_RETRY_SECONDS),
+            )
+
+    def note_answer(self, seconds: float) -> None:
+        """How long one took: what the next ones are expected to take."""
+        self._mean_seconds = 0.8 * self._mean_seconds + 0.2 * seconds if self._mean_seconds else seconds
+
     @property
-    def limit(self) -> int:
-        """How many requests may be open at once."""
-        return self._most_open * len(self.replicas)
+    def reserved_bytes(self) -> int:
+        """What replicas that are not there yet will take."""
+        coming = {DeploymentState.STARTING, DeploymentState.WANTED}
+        return self.need_bytes * sum(replica.state in coming for replica in self.replicas)
+
+    def _rest(self) -> None:
+        """Begin the time it may stay idle, or end it."""
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = self._until = None
+        if self.open.count == 0 and self.keep_alive >= 0 and not self.draining:
+            self._timer = asyncio.get_running_loop().call_later(self.keep_alive, self._expire, self)
+            self._until = clock.now() + timedelta(seconds=self.keep_alive)
 
     @property
     def state(self) -> DeploymentState:
@@ -137,6 +191,7 @@ class Deployed:
     async def end(self, drain_seconds: float) -> None:
         """Let all open requests end for so long, then stop every replica."""
         self.draining = True
+        self._rest()
         await self.open.end(drain_seconds)
         await asyncio.gather(*(replica.stop() for replica in self.replicas))
 
@@ -150,6 +205,7 @@ class Deployed:
             ReplicaStatus(
                 device=replica.device, pid=replica.pid, state=replica.state, outstanding=replica.open.count,
                 restarts=replica.restarts, error=replica.error.message if replica.error else None,
+                rss_bytes=_rss_bytes(replica.pid),
             )
             for replica in self.replicas
         )  # fmt: skip
@@ -162,6 +218,9 @@ class Deployed:
             pids=tuple(replica.pid for replica in replicas if replica.pid is not None),
             error=next((replica.error for replica in replicas if replica.error), None),
             replicas=replicas,
+            tokens_per_second=round(self.rate.now, 1),
+            keep_alive=self.keep_alive,
+            until=self._until,
         )
 
     async def stats(self) -> DeploymentStatus:
@@ -178,3 +237,10 @@ class Deployed:
     def _forget(self, replica: Replica) -> None:
         if replica in self.replicas:
             self.replicas.remove(replica)
+
+
+def _rss_bytes(pid: int | None) -> int:
+    try:
+        return int(psutil.Process(pid).memory_info().rss) if pid is not None else 0
+    except psutil.Error:
+        return 0

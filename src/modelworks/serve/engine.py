@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import Protocol
 
 from modelworks.core import errors, generation
 from modelworks.core.errors import ModelworksError
@@ -66,7 +66,10 @@ class Counts:
 
 
 class Engine(Protocol):
-    """One loaded model. Ends only by `stop`, or by dying: then `ended` returns and every open request fails."""
+    """One loaded model. Ends only by `stop`, or by dying: then `ended` returns and every open request fails.
+
+    One whose threads may change while it runs also has `use_threads(count: int) -> None`.
+    """
 
     @property
     def pid(self) -> int | None: ...
@@ -93,13 +96,6 @@ class Engine(Protocol):
         """Wait for the engine's end, and say how it came."""
 
     async def stop(self) -> None: ...
-
-
-@runtime_checkable
-class TakesThreads(Protocol):
-    """An engine whose threads may change while it runs."""
-
-    def use_threads(self, count: int) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,15 +4,25 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
-from contextlib import aclosing
+from collections import Counter
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Mapping
+from contextlib import aclosing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
 
-from modelworks.core import clock
-from modelworks.core.errors import Conflict, Invalid, NotFound, Unavailable, Unsupported
-from modelworks.core.generation import EngineEvent, Failed, GenerateRequest, QueueFull
+from modelworks.core import caller, clock
+from modelworks.core.cores import CoreBudget
+from modelworks.core.errors import (
+    Conflict,
+    DeadlinePassed,
+    Invalid,
+    ModelworksError,
+    NotFound,
+    Unavailable,
+    Unsupported,
+)
+from modelworks.core.generation import EngineEvent, EngineFailed, Failed, GenerateRequest, QueueFull
 from modelworks.core.ids import new_id
 from modelworks.core.nouns import Adapter, Deployment, JsonObject, Model
 from modelworks.core.registry import choose, find_plugins
@@ -21,6 +31,8 @@ from modelworks.serve.deployment import Deployed, DeploymentStatus
 from modelworks.serve.engine import Engine, EngineKind, EngineSpec, Place, error_of
 from modelworks.serve.entries import Entry
 from modelworks.serve.live import Live
+from modelworks.serve.memory import check_memory
+from modelworks.serve.metrics import Metrics, Watch
 from modelworks.serve.placement import choose_device
 from modelworks.serve.supervisor import Replica
 
@@ -41,7 +53,11 @@ class GatewaySettings:
     dtype: str | None = None
     max_sequences: int = 32
     max_queued: int = 256
+    # None: a share of the budget
     threads: int | None = None
+    keep_alive: float = -1
+    timeout_seconds: float | None = None
+    max_open_per_key: int | None = None
 
 
 class Gateway:
@@ -52,6 +68,7 @@ class Gateway:
         base_of: the base model of an adapter. May block.
         entries: models of the operator's own, by name; they come before what `resolve` knows.
         merging: the engine that makes its weights from a recipe, if there is one.
+        cores: what engines compute with, where the settings do not say.
     """
 
     def __init__(
@@ -62,6 +79,7 @@ class Gateway:
         settings: GatewaySettings,
         entries: Mapping[str, Entry] | None = None,
         merging: EngineKind | None = None,
+        cores: CoreBudget | None = None,
     ) -> None:
         self._resolve, self._base_of, self._settings = resolve, base_of, settings
         self._entries = entries or {}
@@ -70,7 +88,19 @@ class Gateway:
         self._merging = merging
         self._live: dict[str, Live] = {}
         self._deployed: dict[str, Deployed] = {}
+        self._needs: dict[str, int] = {}
         self._closed = False
+        self._cores = None if settings.threads else cores
+        self._open_by_key: Counter[str | None] = Counter()
+        self._ending: set[asyncio.Task[None]] = set()
+        self.metrics = Metrics()
+        if self._cores is not None:
+            loop = asyncio.get_running_loop()
+
+            def changed() -> None:
+                loop.call_soon_threadsafe(self._share_cores)
+
+            self._cores.changed = changed
 
     async def generate(self, request: GenerateRequest) -> AsyncGenerator[EngineEvent, None]:
         """Yield Started, Tokens and one Finished. Closing early frees the place in the engine within a step.
@@ -80,13 +110,34 @@ class Gateway:
         Raises:
             NotFound: no such model.
             ContextLengthExceeded: prompt and answer do not fit.
-            QueueFull: too many wait already.
+            QueueFull: too many wait already, or are open for this caller's key.
+            DeadlinePassed: the caller's time is over.
             EngineFailed: the engine died under it.
         """
         target, adapter = await self._find(request.model)
+        asking = caller.current()
+        seconds = asking.timeout_seconds or self._settings.timeout_seconds
+        deadline = asyncio.get_running_loop().time() + seconds if seconds else None
+        watch = self.metrics.begin((adapter or target).name, asking)
+        try:
+            with self._counted(asking.key):
+                async with aclosing(self._answer(target, adapter, request, watch)) as events:
+                    while (event := await _next(events, deadline, seconds)) is not None:
+                        watch.see(event)
+                        yield event
+        except ModelworksError as error:
+            watch.outcome = error.code
+            raise
+        finally:
+            watch.end()
+
+    async def _answer(
+        self, target: Servable, adapter: Adapter | None, request: GenerateRequest, watch: Watch
+    ) -> AsyncGenerator[EngineEvent, None]:
+        await self._check_room(target)
         deployed = self._deploy(target)
-        if deployed.open.count >= deployed.limit:
-            raise QueueFull(f"{deployed.open.count} requests wait for {target.name}, the most allowed; ask again later")
+        deployed.check_queue()
+        watch.rate = deployed.rate
         with deployed.open:
             replica = await deployed.choose()
             with replica.open:
@@ -95,27 +146,38 @@ class Gateway:
                     deployed.adapters[adapter.id] = adapter
                 async with aclosing(engine.generate(request, adapter.id if adapter else None)) as events:
                     async for event in events:
+                        if isinstance(event, Failed) and replica.is_over:
+                            raise EngineFailed(f"{target.name} was unloaded before this answer was whole")
                         if isinstance(event, Failed):
                             raise error_of(event.code, event.message)
                         yield event
+                deployed.note_answer(watch.seconds)
 
-    async def load(self, name: str, *, device: str | None = None, replicas: int = 1) -> DeploymentStatus:
+    async def load(
+        self, name: str, *, device: str | None = None, replicas: int = 1, keep_alive: float | None = None
+    ) -> DeploymentStatus:
         """Have a model, an adapter on its base, or an entry ready to answer, on at least so many replicas.
 
         Those that are missing are started on `device`: `cpu`, `cuda`, `cuda:N` or `auto`. Waits until all can answer.
+        It goes when nobody has asked for `keep_alive` seconds; below 0 it stays. None leaves that as it is.
 
         Raises:
             Unsupported: this machine has no such device.
+            OutOfMemory: it would not fit.
             ModelworksError: why it cannot be served.
         """
         target, adapter = await self._find(name)
         if not 1 <= replicas <= _most_replicas(target):
             raise Invalid(f"{replicas} replicas of {name}: from 1 to {_most_replicas(target)} can be had")
+        await self._check_room(target, device, replicas)
         deployed = self._deploy(target, device)
-        deployed.drop_failed()
-        for _ in range(len(deployed.standing), replicas):
-            deployed.begin(self._place(device))
-        await deployed.have_ready(deployed.standing, adapter)
+        with deployed.open:
+            if keep_alive is not None:
+                deployed.keep_alive = keep_alive
+            deployed.drop_failed()
+            for _ in range(len(deployed.standing), replicas):
+                deployed.begin(self._place(device))
+            await deployed.have_ready(deployed.standing, adapter)
         return deployed.status()
 
     async def add(self, name: str, device: str | None = None) -> DeploymentStatus:
@@ -127,6 +189,7 @@ class Gateway:
         """
         target, adapter = await self._find(name)
         known = self._deployed.get(_key(target))
+        await self._check_room(target, device, len(known.standing) + 1 if known else 1)
         deployed = self._deploy(target, device)
         if deployed is not known:
             fresh = deployed.standing
@@ -222,6 +285,8 @@ class Gateway:
     async def close(self) -> None:
         """End every engine."""
         self._closed = True
+        if self._cores is not None:
+            self._cores.changed = lambda: None
         await asyncio.gather(*(self._end(deployed, 0) for deployed in tuple(self._deployed.values())))
 
     async def _find(self, name: str) -> tuple[Servable, Adapter | None]:
@@ -234,6 +299,47 @@ class Gateway:
             return await asyncio.to_thread(self._base_of, found), found
         return found, None
 
+    @contextmanager
+    def _counted(self, key: str | None) -> Iterator[None]:
+        """Hold one of the places that a key may have open at once; without keys everybody shares one."""
+        most = self._settings.max_open_per_key
+        if most is not None and self._open_by_key[key] >= most:
+            raise QueueFull(f"{most} requests of this key are open, the most allowed; ask again when one has ended")
+        self._open_by_key[key] += 1
+        try:
+            yield
+        finally:
+            self._open_by_key[key] -= 1
+
+    async def _check_room(self, target: Servable, device: str | None = None, replicas: int = 1) -> None:
+        """Raises OutOfMemory when replicas that are to be started would not fit; what an entry takes nobody knows."""
+        deployed = self._deployed.get(_key(target))
+        there = len(deployed.standing) if deployed and deployed.state is not DeploymentState.FAILED else 0
+        if isinstance(target, Entry) or there >= replicas or self._place(device) != "cpu":
+            return
+        reserved = sum(other.reserved_bytes for other in self._deployed.values())
+        need = await asyncio.to_thread(
+            check_memory, target.name, _folder(target), self._settings.dtype, reserved, replicas - there
+        )
+        self._needs[_key(target)] = need
+
+    def _share_cores(self) -> None:
+        """Give every engine that answers on the CPU its share of the cores."""
+        if self._cores is None:
+            return
+        here = [replica for deployed in self._deployed.values() for replica in deployed.replicas]
+        here = [replica for replica in here if replica.device == "cpu" and not replica.is_over]
+        self._cores.note_engines(len(here))
+        busy = [replica for replica in here if replica.open.count]
+        for replica in busy:
+            replica.use_threads(self._cores.engine_threads(len(busy)))
+
+    def _expire(self, deployed: Deployed) -> None:
+        """Unload what nobody has asked for."""
+        task = asyncio.create_task(self._end(deployed, DRAIN_SECONDS))
+        self._ending.add(task)
+        task.add_done_callback(self._ending.discard)
+
     def _deploy(self, target: Servable, device: str | None = None) -> Deployed:
         """The deployment of `target`, started if it is not there. One that failed for good is tried anew."""
         if self._closed:
@@ -243,14 +349,16 @@ class Gateway:
             raise Unavailable(f"{target.name} is being unloaded; ask again in a moment")
         if deployed is None or deployed.state is DeploymentState.FAILED:
             wished = deployed.devices if deployed is not None and device is None else (self._place(device),)
-            deployed = self._make(target, wished[0])
+            keep_alive = deployed.keep_alive if deployed is not None else self._settings.keep_alive
+            deployed = self._make(target, wished[0], keep_alive)
             for each in wished:
                 deployed.begin(each)
             self._deployed[_key(target)] = deployed
         return deployed
 
-    def _make(self, target: Servable, device: str) -> Deployed:
+    def _make(self, target: Servable, device: str, keep_alive: float) -> Deployed:
         settings = self._settings
+        count = settings.threads or (self._cores.engine_threads(1) if self._cores else None)
         kind = self._kind_of(target)
         together = target.batch_size if isinstance(target, Entry) else settings.max_sequences
         deployment = Deployment(
@@ -259,9 +367,9 @@ class Gateway:
         )  # fmt: skip
         spec = EngineSpec(
             model_folder=str(_folder(target)), model_name=target.name,
-            dtype=settings.dtype, max_sequences=together, threads=settings.threads,
+            dtype=settings.dtype, max_sequences=together, threads=count,
         )  # fmt: skip
-        threads = {"OMP_NUM_THREADS": str(settings.threads)} if settings.threads else {}
+        threads = {"OMP_NUM_THREADS": str(count)} if count else {}
         environment = {**settings.environment, **threads}
 
         def make(device: str, changed: asyncio.Condition) -> Replica:
@@ -271,9 +379,13 @@ class Gateway:
             def start() -> Awaitable[Engine]:
                 return target.start(kind, own, place) if isinstance(target, Live) else kind.start(own, place)
 
-            return Replica(device, start, changed)
+            return Replica(device, start, changed, self._share_cores)
 
-        return Deployed(deployment, together + settings.max_queued, make)
+        # What a merge in memory is made of would be lost with it: it stays until it is unloaded.
+        keep_alive = -1 if isinstance(target, Live) else keep_alive
+        made = Deployed(deployment, together, settings.max_queued, make, keep_alive=keep_alive, expire=self._expire)
+        made.need_bytes = self._needs.pop(_key(target), 0)
+        return made
 
     def _kind_of(self, target: Servable) -> EngineKind:
         if isinstance(target, Live) and self._merging is not None:
@@ -289,6 +401,16 @@ class Gateway:
         if self._deployed.get(deployed.deployment.model) is deployed:
             del self._deployed[deployed.deployment.model]
             self._live.pop(deployed.deployment.model, None)
+
+
+async def _next(
+    events: AsyncGenerator[EngineEvent, None], deadline: float | None, seconds: float | None
+) -> EngineEvent | None:
+    try:
+        async with asyncio.timeout_at(deadline):
+            return await anext(events, None)
+    except TimeoutError:
+        raise DeadlinePassed(f"the answer was not whole after {seconds:g} s, the time this request has") from None
 
 
 def _key(target: Servable) -> str:

@@ -15,7 +15,7 @@ from modelworks.serve.engine import Engine
 
 logger = logging.getLogger(__name__)
 
-FIRST_DELAY_SECONDS = 0.5
+FIRST_DELAY_SECONDS = 1.0
 LONGEST_DELAY_SECONDS = 60.0
 MAX_FAILURES = 5
 # An engine that lived this long was sound: its end starts a new count.
@@ -25,19 +25,23 @@ SOUND_AFTER_SECONDS = 60.0
 class Open:
     """How many requests are open at one place: `with` it for each."""
 
-    def __init__(self) -> None:
+    def __init__(self, told: Callable[[], None] = lambda: None) -> None:
         self.count = 0
+        self._told = told  # of the first that opens and the last that closes
         self._none = asyncio.Event()
         self._none.set()
 
     def __enter__(self) -> None:
         self.count += 1
-        self._none.clear()
+        if self.count == 1:
+            self._none.clear()
+            self._told()
 
     def __exit__(self, *_: object) -> None:
         self.count -= 1
         if self.count == 0:
             self._none.set()
+            self._told()
 
     async def end(self, seconds: float) -> None:
         """Wait until none is open, at most so long."""
@@ -50,18 +54,26 @@ class Replica:
 
     Args:
         changed: told of every change of state; the replicas of one deployment share it.
+        told: called when it becomes busy, or idle, or comes or goes.
     """
 
-    def __init__(self, device: str, start: Callable[[], Awaitable[Engine]], changed: asyncio.Condition) -> None:
+    def __init__(
+        self,
+        device: str,
+        start: Callable[[], Awaitable[Engine]],
+        changed: asyncio.Condition,
+        told: Callable[[], None] = lambda: None,
+    ) -> None:
         self.device = device
         self._start = start
         self.state = DeploymentState.WANTED
-        self.open = Open()
+        self.open = Open(told)
         self.restarts = 0
         self.error: ModelworksError | None = None
         self._engine: Engine | None = None
         self._ending = False
-        self._changed = changed
+        self._changed, self._told = changed, told
+        self._threads: int | None = None
         self._adapters_lock = asyncio.Lock()
         self._task = asyncio.create_task(self._keep_alive())
 
@@ -85,6 +97,13 @@ class Replica:
         if self._engine is None:
             raise self.error or Unavailable("the model is being unloaded; ask again in a moment")
         return self._engine
+
+    def use_threads(self, count: int) -> None:
+        """Compute with so many threads from the next step on, if the engine can be told."""
+        tell: Callable[[int], None] | None = getattr(self._engine, "use_threads", None)
+        if tell is not None and self._threads != count:
+            self._threads = count
+            tell(count)
 
     async def engine_with(self, adapter: Adapter | None) -> Engine:
         """Wait for an engine that has `adapter` loaded; the bare base if None."""
@@ -146,8 +165,11 @@ class Replica:
 
     async def _become(self, state: DeploymentState, engine: Engine | None) -> None:
         async with self._changed:
+            if engine is not self._engine:
+                self._threads = None
             self.state, self._engine = state, engine
             self._changed.notify_all()
+        self._told()
 
 
 _OVER = frozenset({DeploymentState.FAILED, DeploymentState.DRAINING, DeploymentState.GONE})

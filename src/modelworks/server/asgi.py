@@ -10,11 +10,12 @@ from fastapi import FastAPI
 from starlette.middleware import Middleware
 
 import modelworks
-from modelworks.api import artifacts, exports, files, finetuning, jobs, merging, openai, system, training
+from modelworks.api import artifacts, exports, files, finetuning, jobs, merging, metrics, openai, system, training
 from modelworks.app.wiring import App
 from modelworks.core.config import Settings
 from modelworks.pages import routes as pages
 from modelworks.server import errors, openapi
+from modelworks.server.access import AccessLog
 from modelworks.server.auth import KeyGuard
 from modelworks.server.limits import BodyGuard
 from modelworks.server.origin import HostGuard, OriginGuard, SecurityHeaders
@@ -28,9 +29,9 @@ from modelworks.web.persona import Persona
 
 # Our own and OpenAI's addresses, the five documents', and the pages; no two claim one address.
 ROUTERS = (
-    system.router, jobs.router, merging.router, training.router, artifacts.router, exports.router, openai.router,
-    files.router, finetuning.router, collisions.router, merging_api.router, modelforge.router, finetuning_api.router,
-    slm.router, model_server.router, pages.router,
+    system.router, metrics.router, jobs.router, merging.router, training.router, artifacts.router, exports.router,
+    openai.router, files.router, finetuning.router, collisions.router, merging_api.router, modelforge.router,
+    finetuning_api.router, slm.router, model_server.router, pages.router,
 )  # fmt: skip
 
 
@@ -70,6 +71,7 @@ def create_asgi(app: App, personas: Mapping[int, Persona] | None = None) -> Fast
 def guards(settings: Settings) -> list[Middleware]:
     """What stands before every route of every port, outermost first."""
     return [
+        Middleware(AccessLog, settings),
         Middleware(SecurityHeaders),
         Middleware(errors.LastResort),
         Middleware(HostGuard, settings),

@@ -1,4 +1,4 @@
-"""The API key: one place that takes it out of a request, one comparison."""
+"""The API keys: one place that takes one out of a request, one comparison with each."""
 
 from __future__ import annotations
 
@@ -8,22 +8,27 @@ from base64 import b64decode
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from modelworks.core import caller
 from modelworks.core.config import Settings
 from modelworks.server.errors import MissingKey
 from modelworks.server.refusal import refuse
 
 
 class KeyGuard:
-    """Lets nobody through without the key, if there is one."""
+    """Lets nobody through without a key, if there are any."""
 
     def __init__(self, app: ASGIApp, settings: Settings) -> None:
         self.app = app
-        self.key = settings.api_key.get_secret_value().encode() if settings.api_key else None
+        self.keys = {name: key.encode() for name, key in settings.keys.items()}
+        self.open = {"/metrics"} if settings.open_metrics else set()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if self.key is not None and scope["type"] != "lifespan":
+        if self.keys and scope["type"] != "lifespan" and scope["path"] not in self.open:
             given = key_of(Headers(scope=scope))
-            if not hmac.compare_digest(given.encode(), self.key):
+            fitting = [name for name, key in self.keys.items() if hmac.compare_digest(given.encode(), key)]
+            if fitting:
+                caller.current().key = fitting[0]
+            else:
                 what = "a wrong API key" if given else "no API key"
                 error = MissingKey(f"{what}; send `Authorization: Bearer KEY` or `x-api-key: KEY`")
                 await refuse(error, scope, receive, send)

@@ -17,10 +17,12 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from modelworks.api.openai_wire import openai_error_body
 from modelworks.core.errors import (
     Conflict,
+    DeadlinePassed,
     Denied,
     Invalid,
     ModelworksError,
     NotFound,
+    OutOfMemory,
     OutOfSpace,
     Problem,
     TooLarge,
@@ -71,6 +73,8 @@ STATUS: Mapping[type[ModelworksError], int] = {
     Bug: 500,
     Unsupported: 501,
     Unavailable: 503,
+    DeadlinePassed: 504,
+    OutOfMemory: 507,
     OutOfSpace: 507,
 }
 

@@ -50,7 +50,7 @@ class JsonLines(logging.Formatter):
 
 def log_to_stderr(settings: Settings) -> None:
     """Send every logger's lines of the level asked for, and of libraries only warnings, to stderr."""
-    secrets = tuple(secret.get_secret_value() for secret in (settings.api_key, settings.hf_token) if secret)
+    secrets = tuple(settings.keys.values()) + ((settings.hf_token.get_secret_value(),) if settings.hf_token else ())
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonLines(secrets))
     logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)

@@ -160,8 +160,8 @@ def _end_in_spite_of_threads() -> None:
 
 
 def _welcome(settings: Settings, url: str, personas: Mapping[int, Persona]) -> str:
-    door = "needs the API key" if settings.api_key else "open to this machine"
-    if settings.insecure_no_auth and settings.api_key is None:
+    door = "needs the API key" if settings.keys else "open to this machine"
+    if settings.insecure_no_auth and not settings.keys:
         door = "OPEN TO EVERYBODY who can reach this address"
     return (
         f"Modelworks {modelworks.__version__} listens on {url} ({door})\n"

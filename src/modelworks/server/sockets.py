@@ -28,7 +28,7 @@ def is_loopback(host: str) -> bool:
 
 def check_exposure(settings: Settings) -> None:
     """Raises Invalid when others could reach the server and it would ask nobody for a key."""
-    if not is_loopback(settings.host) and settings.api_key is None and not settings.insecure_no_auth:
+    if not is_loopback(settings.host) and not settings.keys and not settings.insecure_no_auth:
         raise Invalid(
             f"--host {settings.host} lets other machines in, so an API key is needed: set MODELWORKS_API_KEY, "
             "or say --insecure-no-auth if everybody who can reach it may do everything"

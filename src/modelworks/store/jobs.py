@@ -131,6 +131,14 @@ def running(database: Database) -> list[Claim]:
     return _claims(database, JobState.RUNNING)
 
 
+def count_by_state(database: Database) -> dict[JobState, int]:
+    """How many jobs there are of each state."""
+    query = select(jobs.c.state, func.count()).group_by(jobs.c.state)
+    with database.read() as connection:
+        found = {JobState(state): int(count) for state, count in connection.execute(query)}
+    return {state: found.get(state, 0) for state in JobState}
+
+
 def unfinished(database: Database) -> list[Claim]:
     """Every job that has not ended: what may still publish a name or use an artifact."""
     return _claims(database, JobState.RUNNING, JobState.QUEUED, JobState.PAUSED)

@@ -36,7 +36,7 @@ class LocalExecutor:
                     stdout=log,
                     stderr=subprocess.STDOUT,
                     cwd=folder.path,
-                    env=dict(self.environment),
+                    env=dict(self.environment) | _threads(folder),
                     start_new_session=True,
                     pass_fds=(lock,),
                     umask=0o077,
@@ -66,6 +66,11 @@ class LocalExecutor:
         if child is not None:
             child.kill()
             child.wait()
+
+
+def _threads(folder: JobFolder) -> dict[str, str]:
+    """The share of the cores that the run begins with."""
+    return {"OMP_NUM_THREADS": folder.threads.read_text()} if folder.threads.exists() else {}
 
 
 def _leader(folder: JobFolder) -> int | None:
