@@ -1,6 +1,6 @@
 # The same words for people and for CI. `make help` lists them.
 .DEFAULT_GOAL := help
-.PHONY: help setup demo check types floors unit test e2e bench bench-merge docs clean
+.PHONY: help setup demo check test e2e bench bench-merge docs clean
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
@@ -34,6 +34,7 @@ check: setup ## Lint, types, import rules and unit tests: under two minutes
 	$(BIN)/ruff format --check --quiet .
 	@$(MAKE) --no-print-directory --output-sync -j 3 types floors unit
 
+.PHONY: types floors unit
 types floors unit: setup
 types:
 	$(BIN)/mypy

@@ -15,9 +15,11 @@ from safetensors.torch import load_file
 from fakes import FakeJob
 from modelworks.core.errors import Cancelled, DiskFull, OutOfMemory
 from modelworks.core.nouns import Adapter, Dataset, Model
-from modelworks.train import supervised
+from modelworks.train import network, supervised
 from modelworks.train.run import run
 from modelworks.train.spec import TrainSpec
+from modelworks.train.trainer import NonFiniteLoss
+from modelworks.weights import scoring
 from shelf import conversations, model_at, published
 from tiny import tiny_llama
 
@@ -56,21 +58,22 @@ def spec(**changes: Any) -> TrainSpec:
 
 
 def adapter(folder: Path) -> dict[str, torch.Tensor]:
-    return load_file(folder / "adapter_model.safetensors")
+    weights: dict[str, torch.Tensor] = load_file(folder / "adapter_model.safetensors")
+    return weights
 
 
 def with_memory_for(tokens: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Let the network refuse more than so many tokens at once."""
-    build = supervised.build_network
+    build = network.build_network
 
     def refuse(_module: Any, inputs: tuple[torch.Tensor]) -> None:
         if inputs[0].numel() > tokens:
             raise torch.OutOfMemoryError(f"out of memory: {inputs[0].numel()} tokens")
 
     def smaller(*arguments: Any) -> Any:
-        network = build(*arguments)
-        network.get_input_embeddings().register_forward_pre_hook(refuse)
-        return network
+        built = build(*arguments)
+        built.get_input_embeddings().register_forward_pre_hook(refuse)
+        return built
 
     monkeypatch.setattr(supervised, "build_network", smaller)
 
@@ -162,7 +165,7 @@ def test_on_a_full_disk_the_oldest_checkpoint_makes_room_then_the_job_is_paused_
 def test_a_loss_that_is_no_number_names_step_and_rows_and_leaves_the_checkpoint(
     job: Callable[[str], FakeJob], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    score, calls = supervised.answer_loss, []
+    score, calls = scoring.answer_loss, []
 
     def broken(*arguments: Any) -> Any:
         calls.append(1)
@@ -173,7 +176,7 @@ def test_a_loss_that_is_no_number_names_step_and_rows_and_leaves_the_checkpoint(
     asked = job("broken")
 
     with pytest.raises(
-        supervised.Invalid, match=r"loss is nan at step 3, in rows \d+, \d+, \d+, \d+ of .*checkpoint of step 2 is kept"
+        NonFiniteLoss, match=r"loss is nan at step 3, in rows \d+, \d+, \d+, \d+ of .*checkpoint of step 2 is kept"
     ):
         run(spec(), asked)
 

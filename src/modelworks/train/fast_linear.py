@@ -66,34 +66,36 @@ def _parts(module: Any) -> tuple[Any, ...]:
     return base.weight, base.bias, module.lora_A[name].weight, module.lora_B[name].weight, module.scaling[name]
 
 
+def _ahead(x: Tensor, weight: Tensor, bias: Tensor | None, a: Tensor, b: Tensor, scale: float) -> Any:
+    import torch.nn.functional as F
+
+    low = x @ a.T  # (N, r)
+    return F.linear(x, weight, bias).addmm_(low, b.T, alpha=scale), low
+
+
+def _back(grad: Tensor, scale: float, into: Any, x: Tensor, low: Tensor, weight: Tensor, a: Tensor, b: Tensor) -> Any:
+    """Return the gradients of x, A and B; that of x is added to `into`, or made for True, or left out for None."""
+    low_grad = (grad @ b).mul_(scale)
+    if into is True:
+        into = grad @ weight
+    elif into is not None:
+        into.addmm_(grad, weight)
+    if into is not None:
+        into.addmm_(low_grad, a)
+    return into, low_grad.T @ x, (grad.T @ low).mul_(scale)
+
+
 @cache
 def _functions() -> tuple[Any, Any]:
     import torch
     import torch.nn.functional as F
     from torch.autograd import Function
 
-    def ahead(x: Tensor, weight: Tensor, bias: Tensor | None, a: Tensor, b: Tensor, scale: float) -> Any:
-        low = x @ a.T  # (N, r)
-        return F.linear(x, weight, bias).addmm_(low, b.T, alpha=scale), low
-
-    def back(
-        grad: Tensor, scale: float, into: Any, x: Tensor, low: Tensor, weight: Tensor, a: Tensor, b: Tensor
-    ) -> Any:
-        """Return the gradients of x, A and B; that of x is added to `into`, or made for True, or left out for None."""
-        low_grad = (grad @ b).mul_(scale)
-        if into is True:
-            into = grad @ weight
-        elif into is not None:
-            into.addmm_(grad, weight)
-        if into is not None:
-            into.addmm_(low_grad, a)
-        return into, low_grad.T @ x, (grad.T @ low).mul_(scale)
-
     class LoraLinear(Function):
         @staticmethod
         def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Any, a: Tensor, b: Tensor, scale: float) -> Tensor:
             rows = x.reshape(-1, x.shape[-1])
-            out, low = ahead(rows, weight, bias, a, b, scale)
+            out, low = _ahead(rows, weight, bias, a, b, scale)
             ctx.save_for_backward(rows, low, weight, a, b)
             ctx.scale = scale
             result: Tensor = out.view(*x.shape[:-1], -1)
@@ -103,16 +105,16 @@ def _functions() -> tuple[Any, Any]:
         def backward(ctx: Any, grad: Tensor) -> Any:
             shape = grad.shape[:-1]
             wanted = True if ctx.needs_input_grad[0] else None
-            into, of_a, of_b = back(grad.reshape(-1, grad.shape[-1]), ctx.scale, wanted, *ctx.saved_tensors)
+            into, of_a, of_b = _back(grad.reshape(-1, grad.shape[-1]), ctx.scale, wanted, *ctx.saved_tensors)
             return None if into is None else into.view(*shape, -1), None, None, of_a, of_b, None
 
     class GatedLora(Function):
         @staticmethod
         def forward(ctx: Any, x: Tensor, *parts: Any) -> Tensor:
             rows = x.reshape(-1, x.shape[-1])
-            gate, low_gate = ahead(rows, *parts[:5])
-            up, low_up = ahead(rows, *parts[5:10])
-            out, low_down = ahead(F.silu(gate).mul_(up), *parts[10:])
+            gate, low_gate = _ahead(rows, *parts[:5])
+            up, low_up = _ahead(rows, *parts[5:10])
+            out, low_down = _ahead(F.silu(gate).mul_(up), *parts[10:])
             kept = [tensor for first in (0, 5, 10) for tensor in (parts[first], parts[first + 2], parts[first + 3])]
             ctx.save_for_backward(rows, gate, up, low_gate, low_up, low_down, *kept)
             ctx.scales = parts[4::5]
@@ -124,11 +126,11 @@ def _functions() -> tuple[Any, Any]:
             rows, gate, up, low_gate, low_up, low_down, *kept = ctx.saved_tensors
             scales = ctx.scales
             active = F.silu(gate)
-            inner, *of_down = back(grad.reshape_as(rows), scales[2], True, active * up, low_down, *kept[6:])
+            inner, *of_down = _back(grad.reshape_as(rows), scales[2], True, active * up, low_down, *kept[6:])
             gate_grad = torch.ops.aten.silu_backward(inner * up, gate)
             wanted = True if ctx.needs_input_grad[0] else None
-            into, *of_up = back(inner.mul_(active), scales[1], wanted, rows, low_up, *kept[3:6])
-            into, *of_gate = back(gate_grad, scales[0], into, rows, low_gate, *kept[:3])
+            into, *of_up = _back(inner.mul_(active), scales[1], wanted, rows, low_up, *kept[3:6])
+            into, *of_gate = _back(gate_grad, scales[0], into, rows, low_gate, *kept[:3])
             learned = [part for a, b in (of_gate, of_up, of_down) for part in (None, None, a, b, None)]
             return None if into is None else into.view_as(grad), *learned
 
