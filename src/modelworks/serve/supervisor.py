@@ -22,6 +22,11 @@ MAX_FAILURES = 5
 SOUND_AFTER_SECONDS = 60.0
 
 
+def delay_after(failures: int) -> float:
+    """The seconds until an engine that ended so many times in a row is started again."""
+    return float(min(FIRST_DELAY_SECONDS * 2 ** (failures - 1), LONGEST_DELAY_SECONDS))
+
+
 class Open:
     """How many requests are open at one place: `with` it for each."""
 
@@ -151,7 +156,7 @@ class Replica:
                 await self._become(DeploymentState.FAILED, None)
                 return
             await self._become(DeploymentState.WANTED, None)
-            await asyncio.sleep(min(FIRST_DELAY_SECONDS * 2 ** (failures - 1), LONGEST_DELAY_SECONDS))
+            await asyncio.sleep(delay_after(failures))
             self.restarts += 1
 
     async def _live_once(self) -> str:

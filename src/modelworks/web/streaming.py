@@ -6,9 +6,9 @@ import asyncio
 from collections.abc import AsyncGenerator, Callable
 
 import orjson
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import StreamingResponse
-from starlette.types import Receive, Scope, Send
+from starlette.types import Message, Receive, Scope, Send
 
 from modelworks.core.errors import ModelworksError
 from modelworks.core.nouns import JsonObject
@@ -17,6 +17,8 @@ from modelworks.web.answering import while_there
 # A silent stream is cut by proxies; a comment line keeps it open while a request waits for its turn.
 HEARTBEAT_SECONDS = 15.0
 HEARTBEAT = b": waiting\n\n"
+# A client that takes nothing for so long is cut off: its answer would keep its place for ever.
+STALLED_SECONDS = 60.0
 
 
 async def stream(
@@ -45,8 +47,15 @@ class _EventStream(StreamingResponse):
         super().__init__(kept_open, media_type="text/event-stream", headers=headers)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def send_soon(message: Message) -> None:
+            try:
+                async with asyncio.timeout(STALLED_SECONDS):
+                    await send(message)
+            except TimeoutError:
+                raise ClientDisconnect from None
+
         try:
-            await super().__call__(scope, receive, send)
+            await super().__call__(scope, receive, send_soon)
         finally:
             # The reader first: a source that somebody still waits for cannot be closed.
             await self._kept_open.aclose()
