@@ -22,6 +22,8 @@ FINETUNE_PATH = "/finetune"
 DEEPEST_JSON = 64
 # The optional end quote keeps this linear on a string that never ends.
 _STRING = re.compile(rb'"(?:[^"\\]|\\.)*+"?', re.DOTALL)
+# A text whose surrogates, as JSON writes them, come in pairs.
+_PAIRED = re.compile(rb"(?:[^\\]++|\\[^u]|\\u(?![dD][89a-fA-F])|\\u[dD][89abAB]..\\u[dD][c-fC-F]..)*+", re.DOTALL)
 _NO_BRACKET = bytes(set(range(256)) - set(b"[]{}"))
 
 
@@ -43,6 +45,7 @@ class BodyGuard:
                 return
             if "json" in _content_type(scope):
                 check_depth(body)
+                check_characters(body)
         except ModelworksError as error:
             await refuse(error, scope, receive, send)
             return
@@ -73,6 +76,12 @@ def check_depth(body: bytes) -> None:
         depth += 1 if bracket in b"[{" else -1
         if depth > DEEPEST_JSON:
             raise Invalid(f"the body is nested deeper than {DEEPEST_JSON} levels")
+
+
+def check_characters(body: bytes) -> None:
+    """Raises Invalid for half a surrogate pair: JSON may write it, but it is no text to be stored or sent on."""
+    if (rb"\ud" in body or rb"\uD" in body) and not _PAIRED.fullmatch(body):
+        raise Invalid(r"the body has half a surrogate pair, which is no character: \ud800 to \udfff come in twos")
 
 
 async def _read(headers: Headers, receive: Receive, limit: int) -> bytes | None:

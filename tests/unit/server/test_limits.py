@@ -12,7 +12,7 @@ from starlette.routing import Route
 from starlette.testclient import TestClient
 
 from modelworks.core.errors import Invalid
-from modelworks.server.limits import BODY_BYTES, CHAT_BYTES, BodyGuard, check_depth
+from modelworks.server.limits import BODY_BYTES, CHAT_BYTES, BodyGuard, check_characters, check_depth
 
 JSON = {"Content-Type": "application/json"}
 
@@ -71,3 +71,22 @@ def test_hostile_bodies_are_judged_quickly(body: bytes) -> None:
 def test_a_string_that_never_ends_hides_nothing_in_front_of_it() -> None:
     with pytest.raises(Invalid, match="nested deeper"):
         check_depth(b"[" * 65 + b'"' + b"]" * 65)
+
+
+@pytest.mark.parametrize(
+    "text", [rb"\ud800", rb"\udc00", rb"\uD83d x", rb"\ud800\ud800", rb"\udc00\ud800", rb"\\\ud800"]
+)
+def test_half_a_surrogate_pair_is_refused(text: bytes) -> None:
+    refused = client().post("/", content=b'{"a": "' + text + b'"}', headers=JSON)
+
+    assert (refused.status_code, "half a surrogate pair" in refused.text) == (400, True)
+
+
+@pytest.mark.parametrize(
+    "text", [rb"\ud83d\ude00", rb"\\ud800", rb"\u00e4\n", rb"\ud7ff", rb"\ue000", rb"\uD83D\uDE00" * 300_000]
+)
+def test_whole_characters_come_through_and_quickly(text: bytes) -> None:
+    started = time.perf_counter()
+    check_characters(b'{"a": "' + text + b'"}')
+
+    assert time.perf_counter() - started < 1
