@@ -18,6 +18,7 @@ class EngineSpec:
     """One model on one device. `None` lets the engine choose.
 
     `max_sequences` are decoded together; `kv_cache_bytes` bounds the memory of what they have read and written.
+    `program` is where an engine that is not ours was said to be; `weights_file` is the model in its own format.
     """
 
     model_folder: str
@@ -28,6 +29,8 @@ class EngineSpec:
     max_context: int | None = None
     kv_cache_bytes: int | None = None
     threads: int | None = None
+    program: str | None = None
+    weights_file: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,6 +53,8 @@ class EngineStats:
     generated_tokens: int
     prompt_tokens: int
     steps: int
+    # of the prompts, what had been read for a request before
+    cached_tokens: int = 0
 
 
 @dataclass
@@ -108,10 +113,15 @@ class Place:
 
 @dataclass(frozen=True, slots=True)
 class EngineKind:
-    """A plug-in: how to start an engine. `start` returns when the engine can answer."""
+    """A plug-in: how to start an engine. `start` returns when the engine can answer.
+
+    `find` tells, from what the settings say of it, where a program that is not ours is; it raises Unsupported, saying
+    how to install it.
+    """
 
     name: str
     start: Callable[[EngineSpec, Place], Awaitable[Engine]]
+    find: Callable[[str | None], str | None] = lambda program: program
 
 
 def error_of(code: str, message: str) -> ModelworksError:

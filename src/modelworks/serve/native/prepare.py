@@ -6,11 +6,11 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from modelworks.core.errors import Invalid
-from modelworks.core.generation import ContextLengthExceeded, GenerateRequest
-from modelworks.data.record import Message
+from modelworks.core.generation import GenerateRequest
 from modelworks.serve.native.calls import CallReader, form_of, guide_of
 from modelworks.serve.native.detokenize import Detokenizer
 from modelworks.serve.native.sequence import Sequence
+from modelworks.serve.prompt import read_prompt
 
 if TYPE_CHECKING:
     from modelworks.serve.native.model import LoadedModel
@@ -24,15 +24,8 @@ def prepare(model: LoadedModel, request: GenerateRequest, adapter: str | None) -
         Invalid: the chat template refuses the messages or has no functions, the form cannot be compiled, or there is
             nothing to go on from.
     """
-    tokens = _tokens(model, request)
-    if not tokens:
-        raise Invalid("the prompt is empty; give at least one word")
+    tokens = read_prompt(model, request)
     wanted = 0 if request.embed else request.max_tokens
-    if len(tokens) + (1 if wanted is None else wanted) > model.max_context:
-        raise ContextLengthExceeded(
-            f"{model.name} sees at most {model.max_context} tokens; the prompt has {len(tokens)} and "
-            f"{1 if wanted is None else wanted} more are asked for: shorten the prompt or lower max_tokens"
-        )
     vocabulary = model.tokenizer.get_vocab_size()
     if beyond := [token for token, _ in request.logit_bias if not 0 <= token < vocabulary]:
         raise Invalid(f"logit_bias: {beyond[0]} is no token of {model.name}, which has {vocabulary}")
@@ -52,19 +45,3 @@ def prepare(model: LoadedModel, request: GenerateRequest, adapter: str | None) -
         calls=CallReader(form) if form else None,
         hex_of=model.guides.hex if request.logprobs is not None else None,
     )  # fmt: skip
-
-
-def _tokens(model: LoadedModel, request: GenerateRequest) -> list[int]:
-    if request.messages is None:
-        if isinstance(request.prompt, tuple):
-            vocabulary = model.tokenizer.get_vocab_size()
-            if beyond := [token for token in request.prompt if not 0 <= token < vocabulary]:
-                raise Invalid(f"prompt: {beyond[0]} is no token of {model.name}, which has {vocabulary}")
-            return list(request.prompt)
-        return list(model.tokenizer.encode(request.prompt or "").ids)
-    if request.tools and not model.template.offers_tools:
-        raise Invalid(f"tools: the chat template of {model.name} has no place for functions; leave them out")
-    messages = [Message(each.role, each.content, True, each.tool_calls, each.call_id) for each in request.messages]
-    text = model.template.render(messages, add_generation_prompt=True, tools=request.tools)
-    # the template writes the beginning-of-text token itself where the model wants one
-    return list(model.tokenizer.encode(text, add_special_tokens=False).ids)
