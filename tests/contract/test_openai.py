@@ -27,6 +27,25 @@ from modelworks.server import errors
 from modelworks.web.dependencies import services
 from tiny import tiny_adapter, tiny_llama
 
+FORECAST = {
+    "type": "function",
+    "function": {
+        "name": "forecast",
+        "parameters": {
+            "type": "object",
+            "properties": {"days": {"type": "integer", "minimum": 1, "maximum": 9}},
+            "required": ["days"],
+            "additionalProperties": False,
+        },
+    },
+}
+# With a place for functions, as the models of Hermes' kind have it.
+TEMPLATE = (
+    "{% for tool in tools %}<tool>{{ tool | tojson }}</tool><tool_call>{% endfor %}"
+    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] }}"
+    "{% for call in message.tool_calls or [] %}<tool_call>{{ call.function | tojson }}</tool_call>{% endfor %}"
+    "{{ '<|im_end|>\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
 LONG = 15_000  # tokens: minutes of work, so that only a cancel ends it
 
 
@@ -64,6 +83,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
         as_adapter(tiny_adapter(folder / name, base.path, seed=seed, rank=4, lora_alpha=64), name, base)
         for seed, name in enumerate(("left", "org/right"))
     ]
+    (base.path / "chat_template.jinja").write_text(TEMPLATE)
     with serve(Served([base, *adapters]), folder / "logs") as running:
         yield running
 
@@ -233,10 +253,12 @@ def test_base_and_adapters_answer_side_by_side(served: Served) -> None:
 @pytest.mark.parametrize(
     ("fields", "param"),
     [
-        ({"response_format": {"type": "json_object"}}, "response_format"),
-        ({"tools": [{"type": "function", "function": {"name": "f"}}]}, "tools"),
-        ({"logprobs": True}, "logprobs"),
-        ({"logit_bias": {"5": 1}}, "logit_bias"),
+        ({"functions": [{"name": "f"}]}, "functions"),
+        ({"response_format": {"type": "json_schema"}}, "response_format.json_schema"),
+        ({"tool_choice": "required"}, "tool_choice"),
+        ({"tools": [FORECAST], "tool_choice": {"type": "function", "function": {"name": "g"}}}, "tool_choice"),
+        ({"top_logprobs": 2}, "top_logprobs"),
+        ({"logit_bias": {"5": 101}}, "logit_bias"),
         ({"stop": list("abcde")}, "stop"),
         ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "messages.0.content"),
         ({"temperature": 3}, "temperature"),
@@ -256,6 +278,123 @@ def test_unknown_fields_and_those_that_ask_for_nothing_are_accepted(client: open
     neutral = {"logprobs": False, "response_format": {"type": "text"}, "user": "me", "store": False, "tools": []}
 
     client.chat.completions.create(**hello(**neutral), extra_body={"brand_new": 1})
+
+
+def test_an_answer_keeps_to_a_schema_streamed_or_not(client: openai.OpenAI) -> None:
+    schema = {"name": "size", "schema": {"enum": [{"size": "small"}, {"size": "large"}]}}
+    asked = hello(response_format={"type": "json_schema", "json_schema": schema}, max_tokens=300)
+
+    whole = client.chat.completions.create(**asked).choices[0]
+    chunks = list(client.chat.completions.create(**asked, stream=True))
+
+    assert whole.finish_reason == "stop"
+    assert orjson.loads(whole.message.content or "")["size"] in ("small", "large")
+    assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks) == whole.message.content
+    bad = {"type": "json_schema", "json_schema": {"name": "x", "schema": {"type": "nonsense"}}}
+    with pytest.raises(openai.BadRequestError, match="cannot be turned into a grammar"):
+        client.chat.completions.create(**hello(response_format=bad))
+
+
+def test_log_probabilities_come_with_their_tokens_streamed_or_not(client: openai.OpenAI) -> None:
+    asked = hello(logprobs=True, top_logprobs=2)
+
+    whole = client.chat.completions.create(**asked).choices[0]
+    chunks = list(client.chat.completions.create(**asked, stream=True))
+
+    assert whole.logprobs is not None
+    assert whole.logprobs.content is not None
+    assert b"".join(bytes(each.bytes or []) for each in whole.logprobs.content).decode("utf-8", "replace") == (
+        whole.message.content
+    )
+    for each in whole.logprobs.content:
+        assert len(each.top_logprobs) == 2
+        assert each.logprob == each.top_logprobs[0].logprob  # it is greedy
+    told = [each for chunk in chunks if (found := chunk.choices[0].logprobs) for each in found.content or []]
+    assert [each.bytes for each in told] == [each.bytes for each in whole.logprobs.content]
+    assert [each.logprob for each in told] == pytest.approx([each.logprob for each in whole.logprobs.content], abs=1e-4)
+
+
+def test_completions_echo_their_prompt_with_log_probabilities(client: openai.OpenAI) -> None:
+    asked: dict[str, Any] = {"model": "base", "prompt": "Once", "temperature": 0, "max_tokens": 3, "logprobs": 2}
+
+    plain = client.completions.create(**asked).choices[0]
+    echoed = client.completions.create(**asked, echo=True).choices[0]
+    scored = client.completions.create(**asked | {"max_tokens": 0}, echo=True).choices[0]
+
+    assert echoed.text == "Once" + plain.text
+    assert scored.text == "Once"
+    assert echoed.logprobs is not None
+    assert plain.logprobs is not None
+    assert echoed.logprobs.tokens is not None
+    assert echoed.logprobs.tokens[:4] == list("Once")
+    assert echoed.logprobs.token_logprobs is not None
+    assert echoed.logprobs.token_logprobs[0] is None
+    assert echoed.logprobs.token_logprobs[4:] == pytest.approx(plain.logprobs.token_logprobs, abs=1e-4)
+    assert echoed.logprobs.text_offset is not None
+    assert echoed.logprobs.text_offset[:5] == [0, 1, 2, 3, 4]
+
+
+def test_completions_go_on_from_tokens(client: openai.OpenAI) -> None:
+    by_text = client.completions.create(model="base", prompt="Once", temperature=0, max_tokens=5)
+    once = [ord(letter) - ord("!") + 3 for letter in "Once"]
+
+    by_tokens = client.completions.create(model="base", prompt=[once, once], temperature=0, max_tokens=5)
+
+    assert [choice.text for choice in by_tokens.choices] == [by_text.choices[0].text] * 2
+
+
+def test_a_function_is_called_and_its_result_read(client: openai.OpenAI) -> None:
+    choice: Any = {"type": "function", "function": {"name": "forecast"}}
+    asked = hello(tools=[FORECAST], tool_choice=choice, max_tokens=300)
+
+    whole = client.chat.completions.create(**asked).choices[0]
+    chunks = list(client.chat.completions.create(**asked, stream=True))
+
+    assert whole.finish_reason == "tool_calls"
+    assert whole.message.content is None
+    assert whole.message.tool_calls is not None
+    (call,) = whole.message.tool_calls
+    assert (call.type, call.function.name) == ("function", "forecast")
+    assert orjson.loads(call.function.arguments)["days"] in range(1, 10)
+    (delta,) = [each for chunk in chunks for each in chunk.choices[0].delta.tool_calls or []]
+    assert delta.function is not None
+    assert (delta.index, delta.function.name, delta.function.arguments) == (0, "forecast", call.function.arguments)
+    assert chunks[-1].choices[0].finish_reason == "tool_calls"
+    turns = [
+        *asked["messages"], whole.message.model_dump(exclude_none=True),
+        {"role": "tool", "tool_call_id": call.id, "content": "sun"},
+    ]  # fmt: skip
+    after = client.chat.completions.create(**hello(messages=turns, tools=[FORECAST], tool_choice="none"))
+    assert after.choices[0].message.content
+    assert after.choices[0].finish_reason == "length"
+    free = client.chat.completions.create(**hello(tools=[FORECAST]))
+    assert free.choices[0].message.content
+
+
+def test_penalties_and_biases_change_the_answer(client: openai.OpenAI) -> None:
+    plain = client.chat.completions.create(**hello()).choices[0].message.content
+    forced = client.chat.completions.create(**hello(logit_bias={"74": 100})).choices[0].message.content
+    varied = client.chat.completions.create(**hello(frequency_penalty=2, presence_penalty=2, max_tokens=60))
+    single = client.chat.completions.create(**hello(max_tokens=60), extra_body={"repetition_penalty": 10, "min_p": 0.1})
+
+    assert forced == "h" * 12
+    assert plain != forced
+    assert varied.choices[0].message.content != single.choices[0].message.content
+
+
+def test_embeddings_are_vectors_of_length_one(client: openai.OpenAI, served: Served) -> None:
+    both = client.embeddings.create(model="base", input=["Once upon a time", "Twice"])
+    plain = client.embeddings.create(model="base", input="Twice", encoding_format="float")
+    adapted = client.embeddings.create(model="left", input="Twice")
+
+    assert [each.index for each in both.data] == [0, 1]
+    assert both.data[1].embedding == pytest.approx(plain.data[0].embedding, abs=1e-5)
+    assert sum(value * value for value in plain.data[0].embedding) == pytest.approx(1)
+    assert adapted.data[0].embedding != pytest.approx(plain.data[0].embedding, abs=1e-3)
+    assert (both.usage.prompt_tokens, both.usage.total_tokens) == (21, 21)
+    with pytest.raises(openai.BadRequestError) as refused:
+        client.embeddings.create(model="base", input="x", dimensions=5)
+    assert refused.value.param == "dimensions"
 
 
 def test_errors_have_openais_form(client: openai.OpenAI) -> None:

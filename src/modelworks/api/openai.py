@@ -1,4 +1,4 @@
-"""The OpenAI-compatible door for using models: /v1/models, /v1/chat/completions, /v1/completions."""
+"""The OpenAI-compatible door for using models: lists of them, chat, completions and embeddings."""
 
 from __future__ import annotations
 
@@ -12,11 +12,13 @@ from fastapi import APIRouter, Depends, Request, Response
 from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import JSONResponse
 
+from modelworks.api import openai_asked as asked
 from modelworks.api import openai_wire as wire
 from modelworks.app.live import live_merges
 from modelworks.app.services import Services
+from modelworks.core import caller
 from modelworks.core.errors import Conflict, NotFound
-from modelworks.core.generation import EngineEvent, Finished, GenerateRequest, Started, Token
+from modelworks.core.generation import Embedding, EngineEvent, Finished, GenerateRequest, Started, Token, ToolCall
 from modelworks.core.ids import new_id
 from modelworks.core.nouns import JsonObject
 from modelworks.core.registry import nearest
@@ -25,6 +27,9 @@ from modelworks.web.dependencies import services
 from modelworks.web.streaming import data, stream
 
 router = APIRouter(prefix="/v1", tags=["openai"])
+
+# Texts embedded at once, so that a long list leaves room in the queue for others.
+_TOGETHER = 32
 
 App = Annotated[Services, Depends(services)]
 
@@ -63,15 +68,21 @@ async def delete_model(name: str, app: App) -> JsonObject:
 
 
 @router.post("/chat/completions", response_model=None)
-async def chat(asked: wire.ChatAsked, request: Request, app: App) -> Response:
+async def chat(body: asked.ChatAsked, request: Request, app: App) -> Response:
     """Answer a conversation, whole or as a stream of server-sent events."""
-    return await _answer(request, app, wire.CHAT, asked, wire.chat_requests(asked))
+    return await _answer(request, app, wire.CHAT, body, asked.chat_requests(body))
 
 
 @router.post("/completions", response_model=None)
-async def complete(asked: wire.CompletionAsked, request: Request, app: App) -> Response:
+async def complete(body: asked.CompletionAsked, request: Request, app: App) -> Response:
     """Go on from a text, whole or as a stream of server-sent events."""
-    return await _answer(request, app, wire.PLAIN, asked, wire.completion_requests(asked))
+    return await _answer(request, app, wire.PLAIN, body, asked.completion_requests(body))
+
+
+@router.post("/embeddings")
+async def embed(body: asked.EmbeddingsAsked, request: Request, app: App) -> JsonObject:
+    """Turn texts to vectors: the mean of the model's last hidden states, of length 1."""
+    return await while_there(request, _embed(app, body, asked.embedding_requests(body)))
 
 
 def _cards(app: Services) -> dict[str, JsonObject]:
@@ -81,13 +92,14 @@ def _cards(app: Services) -> dict[str, JsonObject]:
 
 
 async def _answer(
-    request: Request, app: Services, dialect: wire.Dialect, asked: wire.Asked, requests: Sequence[GenerateRequest]
+    request: Request, app: Services, dialect: wire.Dialect, body: asked.Asked, requests: Sequence[GenerateRequest]
 ) -> Response:
     reply = wire.Reply(
-        dialect=dialect, id=dialect.id_prefix + new_id(), created=int(time.time()), model=asked.model,
-        choices=asked.n or 1, with_usage=asked.with_usage,
+        dialect=dialect, id=dialect.id_prefix + new_id(), created=int(time.time()), model=body.model,
+        choices=body.n or 1, with_usage=body.with_usage,
     )  # fmt: skip
-    if not asked.stream:
+    caller.current().timeout_seconds = body.timeout
+    if not body.stream:
         return JSONResponse(await while_there(request, _whole(app, reply, requests)))
     events = _stream(wire.Pieces(reply), _together(app, requests), len(requests))
     # It then ends without [DONE]: the status is long out.
@@ -95,15 +107,25 @@ async def _answer(
 
 
 async def _whole(app: Services, reply: wire.Reply, requests: Sequence[GenerateRequest]) -> JsonObject:
-    texts = [""] * len(requests)
-    ends: dict[int, Finished] = {}
+    choices = [wire.Choice() for _ in requests]
     async with aclosing(_together(app, requests)) as events:
         async for index, event in events:
-            if isinstance(event, Token):
-                texts[index] += event.text
-            elif isinstance(event, Finished):
-                ends[index] = event
-    return wire.whole_answer(reply, texts, [ends[index] for index in range(len(requests))])
+            choices[index].take(event)
+    return wire.whole_answer(reply, choices)
+
+
+async def _embed(app: Services, body: asked.EmbeddingsAsked, requests: Sequence[GenerateRequest]) -> JsonObject:
+    vectors: dict[int, Sequence[float]] = {}
+    read = 0
+    for first in range(0, len(requests), _TOGETHER):
+        async with aclosing(_together(app, requests[first : first + _TOGETHER])) as events:
+            async for index, event in events:
+                if isinstance(event, Embedding):
+                    vectors[first + index] = event.values
+                elif isinstance(event, Finished):
+                    read += event.prompt_tokens
+    ordered = [vectors[index] for index in range(len(requests))]
+    return wire.embeddings(body.model, ordered, body.encoding_format == "base64", read)
 
 
 async def _stream(
@@ -116,7 +138,9 @@ async def _stream(
                 # Nothing is said yet, but the request is understood: the answer has begun.
                 yield data(opening) if (opening := pieces.first(index)) else b""
             elif isinstance(event, Token):
-                yield data(pieces.text(index, event.text))
+                yield data(pieces.text(index, event))
+            elif isinstance(event, ToolCall):
+                yield data(pieces.call(index, event))
             elif isinstance(event, Finished):
                 ends[index] = event
                 yield data(pieces.last(index, event.reason))

@@ -1,89 +1,16 @@
-"""OpenAI's words for a request, an answer, a piece of an answer and an error: pure translation, no I/O."""
+"""OpenAI's words for an answer, a piece of an answer and an error: pure translation, no I/O."""
 
 from __future__ import annotations
 
+import base64
+import struct
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+from dataclasses import dataclass, field
+from itertools import accumulate
 
-from pydantic import BaseModel, ConfigDict, Field
-
-from modelworks.core.errors import Invalid, ModelworksError, NotFound, Problem
-from modelworks.core.generation import ChatMessage, Finished, FinishReason, GenerateRequest
-from modelworks.core.ids import new_id
+from modelworks.core.errors import ModelworksError, NotFound
+from modelworks.core.generation import EngineEvent, Finished, FinishReason, Scored, Token, ToolCall
 from modelworks.core.nouns import Adapter, Deployment, JsonObject, JsonValue, Model
-
-# What would change the answer and is not done; each with the value that asks for nothing.
-_NOT_DONE: dict[str, tuple[object, ...]] = {
-    "audio": (),
-    "best_of": (1,),
-    "echo": (False,),
-    "frequency_penalty": (0,),
-    "function_call": ("none",),
-    "functions": ([],),
-    "logit_bias": ({},),
-    "logprobs": (False,),
-    "modalities": (["text"],),
-    "presence_penalty": (0,),
-    "response_format": ({"type": "text"},),
-    "suffix": ("",),
-    "tool_choice": ("none", "auto"),
-    "tools": ([],),
-    "top_logprobs": (),
-    "web_search_options": (),
-}
-
-
-class StreamOptions(BaseModel):
-    model_config = ConfigDict(extra="ignore")
-
-    include_usage: bool = False
-
-
-class Asked(BaseModel):
-    """Fields of both kinds of request. Unknown ones are kept, to be told from those that matter."""
-
-    model_config = ConfigDict(extra="allow", protected_namespaces=())
-
-    model: str
-    max_tokens: int | None = Field(None, ge=1)
-    temperature: float | None = Field(None, ge=0, le=2)
-    top_p: float | None = Field(None, gt=0, le=1)
-    top_k: int | None = Field(None, ge=-1, description="an extension: 0 or -1 is off")
-    n: int | None = Field(None, ge=1, le=16)
-    stop: str | list[str] | None = None
-    seed: int | None = None
-    stream: bool | None = None
-    stream_options: StreamOptions | None = None
-
-    @property
-    def with_usage(self) -> bool:
-        return self.stream_options is not None and self.stream_options.include_usage
-
-
-class ContentPart(BaseModel):
-    model_config = ConfigDict(extra="allow")
-
-    type: str
-    text: str | None = None
-
-
-class ChatTurn(BaseModel):
-    model_config = ConfigDict(extra="allow")
-
-    role: Literal["system", "developer", "user", "assistant", "tool"]
-    content: str | list[ContentPart] | None = None
-
-
-class ChatAsked(Asked):
-    messages: list[ChatTurn] = Field(min_length=1)
-    max_completion_tokens: int | None = Field(None, ge=1)
-
-
-class CompletionAsked(Asked):
-    prompt: str | list[str]
-    # OpenAI's own default for this older call
-    max_tokens: int | None = Field(16, ge=1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,36 +39,37 @@ class Reply:
     with_usage: bool
 
 
-def chat_requests(asked: ChatAsked) -> list[GenerateRequest]:
-    """One request for each of the `n` choices.
+@dataclass
+class Choice:
+    """One answer as it gathers."""
 
-    Raises:
-        Invalid: naming the field that asks for what is not done.
-    """
-    messages = tuple(
-        ChatMessage("system" if turn.role == "developer" else turn.role, _text(turn, index))
-        for index, turn in enumerate(asked.messages)
-    )
-    return _requests(asked, [{"messages": messages}], asked.max_completion_tokens or asked.max_tokens)
+    text: str = ""
+    scored: list[Scored] = field(default_factory=list)
+    calls: list[ToolCall] = field(default_factory=list)
+    end: Finished | None = None
 
-
-def completion_requests(asked: CompletionAsked) -> list[GenerateRequest]:
-    """One request for each choice: `n` for every prompt, in order."""
-    prompts = [asked.prompt] if isinstance(asked.prompt, str) else asked.prompt
-    if not 1 <= len(prompts) <= 64:
-        raise _invalid("prompt", f"{len(prompts)} prompts", "give 1 to 64")
-    return _requests(asked, [{"prompt": prompt} for prompt in prompts], asked.max_tokens)
+    def take(self, event: EngineEvent) -> None:
+        if isinstance(event, Token):
+            self.text += event.text
+            self.scored += event.scored
+        elif isinstance(event, ToolCall):
+            self.calls.append(event)
+        elif isinstance(event, Finished):
+            self.end = event
 
 
-def whole_answer(reply: Reply, texts: Sequence[str], ends: Sequence[Finished]) -> JsonObject:
-    choices: list[JsonValue] = []
-    for index, (text, end) in enumerate(zip(texts, ends, strict=True)):
-        said: JsonObject = {"message": {"role": "assistant", "content": text, "refusal": None}}
-        body: JsonObject = said if reply.dialect.is_chat else {"text": text}
-        choices.append({"index": index, **body, "logprobs": None, "finish_reason": _reason(end.reason)})
+def whole_answer(reply: Reply, choices: Sequence[Choice]) -> JsonObject:
+    ends = [choice.end for choice in choices if choice.end is not None]
     return {
         "id": reply.id, "object": reply.dialect.whole, "created": reply.created, "model": reply.model,
-        "choices": choices, "usage": usage(ends, reply.choices), "system_fingerprint": None,
+        "choices": [
+            {
+                "index": index, **_said(reply, choice),
+                "logprobs": _logprobs(reply, choice.scored, 0), "finish_reason": _reason(end.reason),
+            }
+            for index, (choice, end) in enumerate(zip(choices, ends, strict=True))
+        ],
+        "usage": usage(ends, reply.choices), "system_fingerprint": None,
     }  # fmt: skip
 
 
@@ -154,6 +82,9 @@ class Pieces:
             "id": reply.id, "object": reply.dialect.piece, "created": reply.created, "model": reply.model,
             "system_fingerprint": None,
         }  # fmt: skip
+        # By choice: how many characters of it, and how many calls, are told.
+        self._told: dict[int, int] = {}
+        self._calls: dict[int, int] = {}
 
     @property
     def with_usage(self) -> bool:
@@ -162,8 +93,16 @@ class Pieces:
     def first(self, index: int) -> JsonObject | None:
         return self._choice(index, {"delta": {"role": "assistant", "content": ""}}) if self._is_chat else None
 
-    def text(self, index: int, text: str) -> JsonObject:
-        return self._choice(index, {"delta": {"content": text}} if self._is_chat else {"text": text})
+    def text(self, index: int, token: Token) -> JsonObject:
+        told = self._told.get(index, 0)
+        self._told[index] = told + sum(map(_length, token.scored))
+        body: JsonObject = {"delta": {"content": token.text}} if self._is_chat else {"text": token.text}
+        return self._choice(index, body, logprobs=_logprobs(self._reply, token.scored, told))
+
+    def call(self, index: int, call: ToolCall) -> JsonObject:
+        number = self._calls.get(index, 0)
+        self._calls[index] = number + 1
+        return self._choice(index, {"delta": {"tool_calls": [{"index": number, **_call(call)}]}})
 
     def last(self, index: int, reason: FinishReason) -> JsonObject:
         return self._choice(index, {"delta": {}} if self._is_chat else {"text": ""}, _reason(reason))
@@ -171,16 +110,34 @@ class Pieces:
     def usage(self, ends: Sequence[Finished]) -> JsonObject:
         return {**self._head, "choices": [], "usage": usage(ends, self._reply.choices)}
 
-    def _choice(self, index: int, body: JsonObject, reason: str | None = None) -> JsonObject:
-        choice: JsonObject = {"index": index, **body, "logprobs": None, "finish_reason": reason}
+    def _choice(
+        self, index: int, body: JsonObject, reason: str | None = None, logprobs: JsonObject | None = None
+    ) -> JsonObject:
+        choice: JsonObject = {"index": index, **body, "logprobs": logprobs, "finish_reason": reason}
         return {**self._head, "choices": [choice], **({"usage": None} if self.with_usage else {})}
+
+
+def embeddings(model: str, vectors: Sequence[Sequence[float]], as_base64: bool, read: int) -> JsonObject:
+    """Numbers, or as the official client asks for them: little-endian float32 in base64."""
+    told: list[JsonValue] = [
+        base64.b64encode(struct.pack(f"<{len(vector)}f", *vector)).decode() if as_base64 else list(vector)
+        for vector in vectors
+    ]
+    return {
+        "object": "list", "model": model, "usage": {"prompt_tokens": read, "total_tokens": read},
+        "data": [{"object": "embedding", "index": index, "embedding": each} for index, each in enumerate(told)],
+    }  # fmt: skip
 
 
 def usage(ends: Sequence[Finished], choices: int = 1) -> JsonObject:
     """Tokens read and written; the `choices` of one prompt, which follow each other, count it once."""
     read = sum(end.prompt_tokens for end in ends[::choices])
+    cached = sum(end.cached_tokens for end in ends[::choices])
     written = sum(end.completion_tokens for end in ends)
-    return {"prompt_tokens": read, "completion_tokens": written, "total_tokens": read + written}
+    return {
+        "prompt_tokens": read, "completion_tokens": written, "total_tokens": read + written,
+        "prompt_tokens_details": {"cached_tokens": cached},
+    }  # fmt: skip
 
 
 def model_card(found: Model | Adapter) -> JsonObject:
@@ -218,53 +175,59 @@ class ModelNotFound(NotFound):
     code = "model_not_found"
 
 
-def _requests(asked: Asked, inputs: Sequence[dict[str, Any]], max_tokens: int | None) -> list[GenerateRequest]:
-    _refuse_what_is_not_done(asked)
-    return [
-        GenerateRequest(
-            id=new_id(),
-            model=asked.model,
-            max_tokens=max_tokens,
-            temperature=1.0 if asked.temperature is None else asked.temperature,
-            top_p=1.0 if asked.top_p is None else asked.top_p,
-            top_k=max(asked.top_k or 0, 0),
-            # the choices of one request must differ, and still be the same the next time
-            seed=None if asked.seed is None else asked.seed + choice,
-            stop=_stops(asked.stop),
-            **given,
-        )
-        for given in inputs
-        for choice in range(asked.n or 1)
+def _said(reply: Reply, choice: Choice) -> JsonObject:
+    if not reply.dialect.is_chat:
+        return {"text": choice.text}
+    text = choice.text if choice.text.strip() or not choice.calls else None
+    message: JsonObject = {"role": "assistant", "content": text, "refusal": None}
+    return {"message": message | ({"tool_calls": [_call(call) for call in choice.calls]} if choice.calls else {})}
+
+
+def _call(call: ToolCall) -> JsonObject:
+    return {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
+
+
+def _logprobs(reply: Reply, scored: Sequence[Scored], start: int) -> JsonObject | None:
+    """In the form of either call; `start` is where the first token's text lies in the answer's."""
+    if not scored:
+        return None
+    if reply.dialect.is_chat:
+        content: list[JsonValue] = [
+            {**_scored(each.hex, each.logprob), "top_logprobs": [_scored(*other) for other in each.top]}
+            for each in scored
+        ]
+        return {"content": content, "refusal": None}
+    tops: list[JsonValue] = [
+        None
+        if each.logprob is None
+        else {_readable(token): value for token, value in (*each.top, (each.hex, each.logprob))}
+        for each in scored
     ]
+    return {
+        "tokens": [_readable(each.hex) for each in scored], "token_logprobs": [each.logprob for each in scored],
+        "top_logprobs": tops, "text_offset": list(accumulate(map(_length, scored[:-1]), initial=start)),
+    }  # fmt: skip
 
 
-def _refuse_what_is_not_done(asked: Asked) -> None:
-    for name, value in (asked.model_extra or {}).items():
-        if name in _NOT_DONE and value is not None and value not in _NOT_DONE[name]:
-            raise _invalid(name, "not supported by this server", "leave it out")
+def _scored(token: str, value: float | None) -> JsonObject:
+    raw = bytes.fromhex(token)
+    return {"token": raw.decode("utf-8", "replace"), "logprob": value, "bytes": list(raw)}
 
 
-def _stops(stop: str | list[str] | None) -> tuple[str, ...]:
-    stops = () if stop is None else (stop,) if isinstance(stop, str) else tuple(stop)
-    if len(stops) > 4:
-        raise _invalid("stop", f"{len(stops)} strings", "give at most 4")
-    return tuple(text for text in stops if text)
+def _readable(token: str) -> str:
+    """A token's text; where it is no whole character, its bytes as OpenAI writes them."""
+    raw = bytes.fromhex(token)
+    try:
+        return raw.decode()
+    except UnicodeDecodeError:
+        return "bytes:" + "".join(f"\\x{byte:02x}" for byte in raw)
 
 
-def _text(turn: ChatTurn, index: int) -> str:
-    if turn.content is None or isinstance(turn.content, str):
-        return turn.content or ""
-    for part in turn.content:
-        if part.type != "text" or part.text is None:
-            raise _invalid(f"messages.{index}.content", f"a part of type {part.type!r}", "this server reads text only")
-    return "".join(part.text or "" for part in turn.content)
+def _length(token: Scored) -> int:
+    """How many characters begin in it."""
+    return sum(byte & 0xC0 != 0x80 for byte in bytes.fromhex(token.hex))
 
 
 def _reason(reason: FinishReason) -> str:
     # an answer that was cut off from outside is not whole, which is what clients take "length" for
     return "length" if reason == "abort" else reason
-
-
-def _invalid(field: str, what: str, remedy: str) -> Invalid:
-    problem = Problem(field, what, remedy)
-    return Invalid(str(problem), problems=(problem,))

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
+import pytest
 import torch
 
 from modelworks.core.generation import GenerateRequest
 from modelworks.serve.native.detokenize import Detokenizer
-from modelworks.serve.native.sampler import sample
+from modelworks.serve.native.sampler import _steer, sample, score
 from modelworks.serve.native.sequence import Sequence
 
 VOCAB = 1000
@@ -81,3 +83,81 @@ def test_a_row_that_is_not_a_number_gives_none_and_leaves_its_neighbours_alone()
     logits = torch.tensor([[1.0, 2.0], [float("nan"), 1.0], [3.0, 1.0]])
 
     assert sample(logits, [answer(temperature=0), answer(seed=1), answer(temperature=0)]) == [1, None, 0]
+
+
+def test_penalties_are_as_worked_out_by_hand() -> None:
+    one = answer(temperature=0, repetition_penalty=2.0, presence_penalty=0.5, frequency_penalty=0.25)
+    for token in (2, 2, 3):
+        one.accept(token, frozenset())
+    logits = torch.tensor([[1.0, 3.0, -1.0, 2.0]])
+
+    # 1 is the prompt's: 3 / 2. 2 came twice: -1 * 2 - 0.5 - 2 * 0.25. 3 came once: 2 / 2 - 0.5 - 0.25.
+    assert _steer(logits, [one]).tolist() == [[1.0, 1.5, -3.0, 0.25]]
+    assert logits.tolist() == [[1.0, 3.0, -1.0, 2.0]]
+
+
+def test_presence_and_frequency_leave_the_prompt_alone() -> None:
+    one = answer(presence_penalty=1.0, frequency_penalty=1.0)
+
+    assert _steer(torch.tensor([[1.0, 3.0]]), [one]).tolist() == [[1.0, 3.0]]
+
+
+def test_biases_are_added_and_can_forbid_or_force() -> None:
+    logits = torch.tensor([[1.0, 3.0, 2.0]])
+    less, more = answer(temperature=0, logit_bias=((1, -1.5),)), answer(temperature=0, logit_bias=((0, 100.0),))
+
+    assert _steer(logits.repeat(2, 1), [less, more]).tolist() == [[1.0, 1.5, 2.0], [101.0, 3.0, 2.0]]
+    assert sample(logits.repeat(2, 1), [less, more]) == [2, 0]
+
+
+def test_min_p_keeps_a_share_of_the_best_after_the_temperature() -> None:
+    probabilities = [0.05, 0.4, 0.25, 0.2, 0.1]
+    plain, cold = answer(min_p=0.45, seed=1), answer(min_p=0.45, temperature=0.5, seed=2)
+
+    drawn = [sample(logits_of(probabilities).repeat(2, 1), [plain, cold]) for _ in range(300)]
+
+    # 0.18 of 0.4; at temperature 1/2 the probabilities are squared, and 0.25 / 0.4 = 0.625 becomes 0.39
+    assert [{row[i] for row in drawn} for i in range(2)] == [{1, 2, 3}, {1}]
+
+
+def test_every_setting_draws_the_same_alone_and_in_company() -> None:
+    torch.manual_seed(0)
+    kinds: list[dict[str, Any]] = [
+        {"seed": 1},
+        {"seed": 2, "top_p": 0.8, "presence_penalty": 1.0},
+        {"seed": 3, "min_p": 0.2, "temperature": 2.0},
+        {"seed": 4, "repetition_penalty": 1.5, "frequency_penalty": 0.5},
+        {"seed": 5, "logit_bias": ((3, 5.0), (7, -100.0)), "top_k": 4},
+        {"temperature": 0, "repetition_penalty": 3.0},
+    ]
+    steps = [torch.randn(len(kinds), 50) for _ in range(30)]
+
+    def run(rows: list[int]) -> list[list[int | None]]:
+        company = [answer(**kinds[row]) for row in rows]
+        said = []
+        for step in steps:
+            said.append(sample(step[rows], company))
+            for one, token in zip(company, said[-1], strict=True):
+                one.accept(token or 0, frozenset())
+        return said
+
+    together = run(list(range(len(kinds))))
+    for row in range(len(kinds)):
+        assert [tokens[row] for tokens in together] == [tokens[0] for tokens in run([row])]
+
+
+def test_a_row_that_is_not_a_number_fails_alone_among_those_that_are_steered() -> None:
+    logits = torch.tensor([[1.0, 2.0], [float("nan"), 1.0]])
+
+    assert sample(logits, [answer(temperature=0, logit_bias=((0, 9.0),)), answer(logit_bias=((0, -100.0),))]) == [
+        0,
+        None,
+    ]
+
+
+def test_scores_are_of_the_model_itself() -> None:
+    ((own, top),) = score(logits_of([0.2, 0.5, 0.3]), [2], 2)
+
+    assert own == pytest.approx(math.log(0.3))
+    assert [token for token, _ in top] == [1, 2]
+    assert [value for _, value in top] == pytest.approx([math.log(0.5), math.log(0.3)])
