@@ -61,19 +61,35 @@ class KvCache:
         return slots * min(_round_up(length), self._max_context) <= self.total_tokens
 
     def reserve(self, slots: int, length: int) -> None:
-        """Make room for `length` positions in `slots` slots, keeping what is there."""
+        """Make room for `length` positions in `slots` slots, keeping what is in these."""
         if slots <= self.slots and length <= self.length:
             return
+        least = slots, min(_round_up(length), self._max_context)
         if length > self.length:
-            length = min(max(_round_up(length), _round_up(self.length * 3 // 2)), self._max_context)
+            length = min(max(least[1], _round_up(self.length * 3 // 2)), self._max_context)
         slots, length = max(slots, self.slots), max(length, self.length)
         if slots > self.slots:  # few steps, as long as the budget allows
             more = min(self._max_slots, max(slots, 2 * self.slots))
             slots = more if more * length <= self.total_tokens else slots
+        self.resize(*((slots, length) if slots * length <= self.total_tokens else least))
+
+    def resize(self, slots: int, length: int) -> None:
+        """Have just so many slots of that length; what lies beyond is lost."""
         for tensors in (self.keys, self.values):
             for layer, old in enumerate(tensors):
                 tensors[layer] = self._empty(slots, length)
+                old = old[:slots, :length]
                 tensors[layer][: old.shape[0], : old.shape[1]] = old
+
+    def copy(self, source: int, target: int, count: int) -> None:
+        """Copy the first `count` positions of a slot into another."""
+        for tensor in (*self.keys, *self.values):
+            tensor[target, :count] = tensor[source, :count]
+
+    def wipe(self, slot: int) -> None:
+        """Forget a slot that may hold NaN, which no mask would hold back."""
+        for tensor in (*self.keys, *self.values):
+            tensor[slot].zero_()
 
     def clear(self) -> None:
         """Give the memory back when nobody is in it."""

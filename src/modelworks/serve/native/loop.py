@@ -20,6 +20,7 @@ from modelworks.serve.engine import Counts, EngineStats
 from modelworks.serve.native import sampler
 from modelworks.serve.native.model import LoadedModel
 from modelworks.serve.native.scheduler import Piece, Scheduler
+from modelworks.serve.native.scoring import score
 from modelworks.serve.native.sequence import Sequence as Answer
 from modelworks.serve.wire import AddAdapter, AskStats, Cancel, Done, Remade, Remake, RemoveAdapter, Report, SetThreads
 
@@ -27,6 +28,8 @@ logger = logging.getLogger(__name__)
 
 # Tokens computed in a step: long enough to fill the machine, short enough that running answers hardly wait.
 TOKENS_PER_STEP = 256
+# An engine that nobody asks anything for so long gives back the memory of what it has read.
+KEEP_PREFIXES_SECONDS = 300.0
 
 LoopOrder: TypeAlias = Answer | Cancel | AddAdapter | RemoveAdapter | AskStats | SetThreads | Remake
 # From a recipe to weights by their names in a checkpoint, of that dtype and on that device, and what was found.
@@ -63,8 +66,7 @@ class Loop:
     def turn(self) -> None:
         """Take all orders there are, waiting for one when there is nothing to compute, then compute one step."""
         if self._scheduler.is_idle and self._orders.empty() and not self._held:
-            self._runner.cache.clear()
-            self._take(self._orders.get())
+            self._take(self._rest())
         while not self._orders.empty():
             self._take(self._orders.get())
         while self._scheduler.is_idle and self._held:
@@ -76,17 +78,30 @@ class Loop:
             self.tell(self._reports)
             self._reports = []
 
+    def _rest(self) -> LoopOrder:
+        """Wait for an order; what was read is kept for a while, in case the next one begins alike."""
+        self._scheduler.rest(self._runner.cache)
+        try:
+            return self._orders.get(timeout=KEEP_PREFIXES_SECONDS)
+        except queue.Empty:
+            self._forget()
+            return self._orders.get()
+
+    def _forget(self) -> None:
+        self._scheduler.forget()
+        self._runner.cache.clear()
+
     def _step(self, pieces: list[Piece]) -> None:
         self._counts.steps += 1
         try:
-            self._runner.cache.reserve(*self._scheduler.shape())
+            self._scheduler.make_ready(self._runner.cache)
             logits = self._runner.forward(pieces)
         except RuntimeError as error:  # torch: out of memory above all; the batch is lost, the engine is not
             logger.exception("a step failed")
             for sequence in self._scheduler.sequences():
                 if sequence.slot is not None:
                     self._fail(sequence, EngineFailed(f"step {self._counts.steps} failed: {error}"))
-            self._runner.cache.clear()
+            self._forget()
             return
         giving = [piece.sequence for piece in pieces if piece.gives_token]
         for piece in pieces:
@@ -118,7 +133,7 @@ class Loop:
         }
         if wanted:
             most = max(count or 0 for _, _, count in wanted.values())
-            found = sampler.score(logits[list(wanted)], [chosen or 0 for _, chosen, _ in wanted.values()], most)
+            found = score(logits[list(wanted)], [chosen or 0 for _, chosen, _ in wanted.values()], most)
             for (sequence, chosen, count), (own, top) in zip(wanted.values(), found, strict=True):
                 sequence.scores.append((chosen or 0, own, top[:count]))
 
@@ -146,10 +161,10 @@ class Loop:
 
     def _fail(self, sequence: Answer, error: ModelworksError) -> None:
         self._counts.failed += 1
-        self._end(sequence, Failed(error.code, error.message))
+        self._end(sequence, Failed(error.code, error.message), sound=False)
 
-    def _end(self, sequence: Answer, report: Report) -> None:
-        self._scheduler.remove(sequence)
+    def _end(self, sequence: Answer, report: Report, *, sound: bool = True) -> None:
+        self._scheduler.remove(sequence, sound=sound)
         self._reports.append((sequence.id, report))
 
     def _remake_now(self) -> None:
@@ -167,6 +182,7 @@ class Loop:
                 raise Unsupported(f"the engine of {self.model.name} serves a checkpoint; it makes none from a recipe")
             tensors, told = self.make(order.recipe, self._runner.dtype, self._runner.device)
             self._runner.change_weights(tensors)
+            self._forget()
         except ModelworksError as error:
             self._reports.append((order.id, Failed(error.code, error.message)))
         except RuntimeError as error:  # torch: out of memory above all
@@ -210,6 +226,7 @@ class Loop:
                 for sequence in self._scheduler.sequences():
                     if sequence.adapter == order.name:
                         self._fail(sequence, EngineFailed("its adapter was taken out of the engine"))
+                self._scheduler.forget(order.name)
                 self._adapters.remove(order.name)
         except ModelworksError as error:
             self._reports.append((order.id, Failed(error.code, error.message)))
@@ -235,6 +252,7 @@ class Loop:
             generated_tokens=counts.generated_tokens,
             prompt_tokens=counts.prompt_tokens,
             steps=counts.steps,
+            cached_tokens=self._scheduler.reused_tokens,
         )
 
 

@@ -42,7 +42,7 @@ def read_logits(
     for one in answers:
         scheduler.add(one)
     while pieces := scheduler.plan():
-        model.runner.cache.reserve(*scheduler.shape())
+        scheduler.make_ready(model.runner.cache)
         logits = model.runner.forward(pieces)
         giving = [piece.sequence for piece in pieces if piece.gives_token]
         for piece in pieces:
