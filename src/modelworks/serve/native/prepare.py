@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 from modelworks.core.errors import Invalid
 from modelworks.core.generation import GenerateRequest
 from modelworks.serve.native.calls import CallReader, form_of, guide_of
 from modelworks.serve.native.detokenize import Detokenizer
+from modelworks.serve.native.guide import Guides
 from modelworks.serve.native.sequence import Sequence
-from modelworks.serve.prompt import read_prompt
-
-if TYPE_CHECKING:
-    from modelworks.serve.native.model import LoadedModel
+from modelworks.serve.prompt import Reader, read_prompt
 
 
-def prepare(model: LoadedModel, request: GenerateRequest, adapter: str | None) -> Sequence:
+class GuidingReader(Reader, Protocol):
+    @property
+    def guides(self) -> Guides: ...
+
+
+def prepare(model: GuidingReader, request: GenerateRequest, adapter: str | None) -> Sequence:
     """Make the sequence of a request.
 
     Raises:

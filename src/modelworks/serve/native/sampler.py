@@ -34,16 +34,6 @@ def sample(logits: Tensor, sequences: Rows[Sequence]) -> list[int | None]:
     return [token if ok else None for token, ok in zip(chosen.tolist(), sound.tolist(), strict=True)]
 
 
-@torch.inference_mode()
-def score(logits: Tensor, tokens: Rows[int], count: int) -> list[tuple[float, list[tuple[int, float]]]]:
-    """For each row the log-probability of its token, and the `count` likeliest: as the model has them, unsteered."""
-    every = logits.log_softmax(dim=-1)
-    own = every.gather(1, torch.tensor(tokens, device=logits.device)[:, None]).squeeze(1)
-    best = every.topk(min(count, logits.shape[-1]), dim=-1)
-    tops = zip(best.indices.tolist(), best.values.tolist(), strict=True)
-    return [(mine, list(zip(ids, values, strict=True))) for mine, (ids, values) in zip(own.tolist(), tops, strict=True)]
-
-
 def _steer(logits: Tensor, sequences: Rows[Sequence]) -> Tensor:
     """Penalties, biases and grammars, on a copy where anybody asks for one."""
     seen = [(row, sequence.request) for row, sequence in enumerate(sequences) for _ in sequence.seen]

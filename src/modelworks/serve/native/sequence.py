@@ -13,6 +13,7 @@ from modelworks.core.errors import Invalid
 from modelworks.core.generation import Embedding, FinishReason, GenerateRequest, Scored, Token, ToolCall
 from modelworks.serve.native.calls import CallReader
 from modelworks.serve.native.detokenize import Detokenizer
+from modelworks.serve.native.scoring import score
 
 # Token, its log-probability, and the likeliest in its place.
 Score = tuple[int, float | None, list[tuple[int, float]]]
@@ -74,8 +75,6 @@ class Sequence:
 
     def read(self, hidden: Tensor, head: Callable[[Tensor], Tensor]) -> None:
         """Take the last hidden states of the tokens that were just read, the first of them number `cached`."""
-        from modelworks.serve.native.sampler import score  # which imports this file
-
         if self.cached == 0:  # once more after a preemption
             self._sum, self.scores = None, []
         if self.request.embed:

@@ -10,7 +10,8 @@ import torch
 
 from modelworks.core.generation import GenerateRequest
 from modelworks.serve.native.detokenize import Detokenizer
-from modelworks.serve.native.sampler import _steer, sample, score
+from modelworks.serve.native.sampler import _steer, sample
+from modelworks.serve.native.scoring import score
 from modelworks.serve.native.sequence import Sequence
 
 VOCAB = 1000
