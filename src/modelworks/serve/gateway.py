@@ -9,7 +9,6 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Mappi
 from contextlib import aclosing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeAlias
 
 from modelworks.core import caller, clock
 from modelworks.core.cores import CoreBudget
@@ -35,10 +34,9 @@ from modelworks.serve.memory import check_memory
 from modelworks.serve.metrics import Metrics, Watch
 from modelworks.serve.placement import choose_device
 from modelworks.serve.supervisor import Replica
+from modelworks.serve.target import Servable, folder_of, key_of, live_key, most_replicas
 
 DRAIN_SECONDS = 30.0
-MAX_REPLICAS = 64
-Servable: TypeAlias = Model | Entry | Live
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -167,8 +165,8 @@ class Gateway:
             ModelworksError: why it cannot be served.
         """
         target, adapter = await self._find(name)
-        if not 1 <= replicas <= _most_replicas(target):
-            raise Invalid(f"{replicas} replicas of {name}: from 1 to {_most_replicas(target)} can be had")
+        if not 1 <= replicas <= most_replicas(target):
+            raise Invalid(f"{replicas} replicas of {name}: from 1 to {most_replicas(target)} can be had")
         await self._check_room(target, device, replicas)
         deployed = self._deploy(target, device)
         with deployed.open:
@@ -188,12 +186,12 @@ class Gateway:
             ModelworksError: why it cannot be served.
         """
         target, adapter = await self._find(name)
-        known = self._deployed.get(_key(target))
+        known = self._deployed.get(key_of(target))
         await self._check_room(target, device, len(known.standing) + 1 if known else 1)
         deployed = self._deploy(target, device)
         if deployed is not known:
             fresh = deployed.standing
-        elif len(deployed.standing) >= _most_replicas(target):
+        elif len(deployed.standing) >= most_replicas(target):
             raise Invalid(f"{name} has {len(deployed.standing)} replicas, the most allowed")
         else:
             fresh = [deployed.begin(self._place(device))]
@@ -207,7 +205,7 @@ class Gateway:
             NotFound: there is none.
         """
         target, adapter = await self._find(name)
-        deployed = self._deployed.get(_key(target))
+        deployed = self._deployed.get(key_of(target))
         if deployed is None or (adapter is not None and adapter.id not in deployed.adapters):
             raise NotFound(f"{name} is not loaded; there is no replica to remove")
         if len(deployed.standing) > 1:
@@ -221,7 +219,7 @@ class Gateway:
         An adapter alone is taken out at once; its base stays.
         """
         target, adapter = await self._find(name)
-        deployed = self._deployed.get(_key(target))
+        deployed = self._deployed.get(key_of(target))
         if deployed is None:
             return
         if adapter is not None:
@@ -243,7 +241,7 @@ class Gateway:
         """
         if self._merging is None:
             raise Unsupported("no engine here merges in memory")
-        live = self._live.setdefault(_live_key(name), Live(name, frame, recipe))
+        live = self._live.setdefault(live_key(name), Live(name, frame, recipe))
         if live.frame.path != frame.path:
             raise Conflict(f"{name} is shaped after {live.frame.name}, not {frame.name}; unload it first, or rename")
         # A caller who goes away must not leave an engine whose recipe nobody knows.
@@ -251,12 +249,12 @@ class Gateway:
 
     def recipe(self, name: str) -> JsonObject:
         """What a merge in memory was last made from; nothing if there is none of that name."""
-        live = self._live.get(_live_key(name))
+        live = self._live.get(live_key(name))
         return live.recipe if live else {}
 
     async def _remake(self, live: Live, recipe: JsonObject, device: str | None) -> JsonObject:
         async with live.lock:
-            key = _key(live)
+            key = key_of(live)
             if self._live.get(key) is not live:
                 raise Unavailable(f"{live.name} is being unloaded; ask again in a moment")
             deployed = self._deployed.get(key)
@@ -292,7 +290,7 @@ class Gateway:
     async def _find(self, name: str) -> tuple[Servable, Adapter | None]:
         if entry := self._entries.get(name):
             return entry, None
-        if live := self._live.get(_live_key(name)):
+        if live := self._live.get(live_key(name)):
             return live, None
         found = await asyncio.to_thread(self._resolve, name)
         if isinstance(found, Adapter):
@@ -313,15 +311,15 @@ class Gateway:
 
     async def _check_room(self, target: Servable, device: str | None = None, replicas: int = 1) -> None:
         """Raises OutOfMemory when replicas that are to be started would not fit; what an entry takes nobody knows."""
-        deployed = self._deployed.get(_key(target))
+        deployed = self._deployed.get(key_of(target))
         there = len(deployed.standing) if deployed and deployed.state is not DeploymentState.FAILED else 0
         if isinstance(target, Entry) or there >= replicas or self._place(device) != "cpu":
             return
         reserved = sum(other.reserved_bytes for other in self._deployed.values())
         need = await asyncio.to_thread(
-            check_memory, target.name, _folder(target), self._settings.dtype, reserved, replicas - there
+            check_memory, target.name, folder_of(target), self._settings.dtype, reserved, replicas - there
         )
-        self._needs[_key(target)] = need
+        self._needs[key_of(target)] = need
 
     def _share_cores(self) -> None:
         """Give every engine that answers on the CPU its share of the cores."""
@@ -344,7 +342,7 @@ class Gateway:
         """The deployment of `target`, started if it is not there. One that failed for good is tried anew."""
         if self._closed:
             raise Unavailable("the server is stopping")
-        deployed = self._deployed.get(_key(target))
+        deployed = self._deployed.get(key_of(target))
         if deployed is not None and deployed.draining:
             raise Unavailable(f"{target.name} is being unloaded; ask again in a moment")
         if deployed is None or deployed.state is DeploymentState.FAILED:
@@ -353,7 +351,7 @@ class Gateway:
             deployed = self._make(target, wished[0], keep_alive)
             for each in wished:
                 deployed.begin(each)
-            self._deployed[_key(target)] = deployed
+            self._deployed[key_of(target)] = deployed
         return deployed
 
     def _make(self, target: Servable, device: str, keep_alive: float) -> Deployed:
@@ -362,11 +360,11 @@ class Gateway:
         kind = self._kind_of(target)
         together = target.batch_size if isinstance(target, Entry) else settings.max_sequences
         deployment = Deployment(
-            id=new_id(), model=_key(target), model_name=target.name, engine=kind.name, device=device,
+            id=new_id(), model=key_of(target), model_name=target.name, engine=kind.name, device=device,
             created_at=clock.now(),
         )  # fmt: skip
         spec = EngineSpec(
-            model_folder=str(_folder(target)), model_name=target.name,
+            model_folder=str(folder_of(target)), model_name=target.name,
             dtype=settings.dtype, max_sequences=together, threads=count,
         )  # fmt: skip
         threads = {"OMP_NUM_THREADS": str(count)} if count else {}
@@ -384,7 +382,7 @@ class Gateway:
         # What a merge in memory is made of would be lost with it: it stays until it is unloaded.
         keep_alive = -1 if isinstance(target, Live) else keep_alive
         made = Deployed(deployment, together, settings.max_queued, make, keep_alive=keep_alive, expire=self._expire)
-        made.need_bytes = self._needs.pop(_key(target), 0)
+        made.need_bytes = self._needs.pop(key_of(target), 0)
         return made
 
     def _kind_of(self, target: Servable) -> EngineKind:
@@ -411,24 +409,3 @@ async def _next(
             return await anext(events, None)
     except TimeoutError:
         raise DeadlinePassed(f"the answer was not whole after {seconds:g} s, the time this request has") from None
-
-
-def _key(target: Servable) -> str:
-    if isinstance(target, Live):
-        return _live_key(target.name)
-    return f"entry:{target.name}" if isinstance(target, Entry) else target.id
-
-
-def _live_key(name: str) -> str:
-    return f"live:{name}"
-
-
-def _folder(target: Servable) -> Path:
-    if isinstance(target, Live):
-        return target.frame.path
-    return target.folder if isinstance(target, Entry) else target.path
-
-
-def _most_replicas(target: Servable) -> int:
-    """Of one that changes there is one, so that no two answers disagree."""
-    return 1 if isinstance(target, Live) else MAX_REPLICAS
