@@ -21,7 +21,6 @@ from modelworks.serve.native import sampler
 from modelworks.serve.native.model import LoadedModel
 from modelworks.serve.native.scheduler import Piece, Scheduler
 from modelworks.serve.native.scoring import score
-from modelworks.serve.native.scoring import score
 from modelworks.serve.native.sequence import Sequence as Answer
 from modelworks.serve.wire import AddAdapter, AskStats, Cancel, Done, Remade, Remake, RemoveAdapter, Report, SetThreads
 
