@@ -7,7 +7,7 @@ from collections.abc import AsyncGenerator
 from typing import TYPE_CHECKING
 
 import pytest
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 
 from modelworks.core.errors import ModelworksError, NotFound, Unavailable
 from modelworks.core.nouns import JsonObject
@@ -92,3 +92,25 @@ def test_the_source_is_closed_when_the_reader_leaves_in_the_middle() -> None:
         return closed.is_set()
 
     assert asyncio.run(run())
+
+
+def test_a_client_that_takes_nothing_is_cut_off_and_its_answer_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(streaming, "STALLED_SECONDS", 0.01)
+    ended = []
+
+    async def endless() -> AsyncGenerator[bytes, None]:
+        try:
+            while True:
+                yield data({"more": True})
+        finally:
+            ended.append(True)
+
+    class Stalled(Client):
+        async def send(self, message: Message) -> None:
+            await super().send(message)
+            if len(self.bodies) > 3:
+                await asyncio.Event().wait()
+
+    with pytest.raises(ClientDisconnect):
+        asyncio.run(Stalled().read(endless()))
+    assert ended == [True]
