@@ -231,7 +231,7 @@ def test_rlhf_trains_a_reward_model_and_then_follows_it(tmp_path: Path, inputs: 
 
     asked = spec(
         "rlhf", model="sharp", params=RLHF | {"reward_steps": 12, "num_generations": 8},
-        per_device_train_batch_size=16, lr_scheduler_type="constant",
+        per_device_train_batch_size=16, lr_scheduler_type="constant", learning_rate=2e-3,
     )  # fmt: skip
     result = run(asked, job)
 
