@@ -54,12 +54,12 @@ def test_any_traffic_gives_the_logits_that_each_gets_alone(tmp_path: Path, token
     for seed, name in enumerate("xy"):
         model.adapters.add(name, tiny_adapter(tmp_path / name, folder, seed, targets=("q_proj", "k_proj", "v_proj")))
     draw = random.Random(0)
-    begins = [[draw.randrange(3, 259) for _ in range(length)] for length in (0, 20, 90, 150)]
+    begins = [[draw.randrange(3, 259) for _ in range(length)] for length in (0, 20, 90, 235)]
     scheduler = Scheduler(6, 64, model.runner.cache.fits)
     seen: dict[Answer, list[torch.Tensor]] = {}
     everybody: list[Answer] = []
     for turn in range(60):
-        begin = draw.choice([*begins, *(one.tokens[: draw.randrange(1, 160)] for one in everybody[-6:])])
+        begin = draw.choice([*begins, *(one.tokens[: draw.randrange(1, 250)] for one in everybody[-6:])])
         prompt = [*begin, *(draw.randrange(3, 259) for _ in range(draw.randrange(1, 40)))]
         everybody.append(answer(f"{turn}", prompt, draw.choice([None, "x", "y"])))
         scheduler.add(everybody[-1])
