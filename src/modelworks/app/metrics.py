@@ -21,8 +21,8 @@ _GAUGES = {
 }
 _COUNTERS = {
     "num_preemptions": ("Answers that had to wait again for room.", "preempted"),
-    "prefix_cache_hits": ("Tokens of prompts that had been read before.", "prefix_hits"),
-    "prefix_cache_queries": ("Tokens of prompts that were looked for.", "prefix_queries"),
+    "prefix_cache_hits": ("Tokens of prompts that had been read before.", "cached_tokens"),
+    "prefix_cache_queries": ("Tokens of prompts that were looked for.", "prompt_tokens"),
 }
 
 
@@ -66,5 +66,5 @@ def _engine_families(statuses: Sequence[DeploymentStatus]) -> Iterator[Metric]:
         for name, (text, field) in kinds.items():
             made = family(f"modelworks_{name}", text, labels=["model_name"])
             for status in statuses:
-                made.add_metric([status.deployment.model_name], sum(getattr(one, field, 0) for one in status.stats))
+                made.add_metric([status.deployment.model_name], sum(getattr(one, field) for one in status.stats))
             yield made
