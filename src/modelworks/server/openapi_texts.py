@@ -76,7 +76,7 @@ FURTHER: tuple[tuple[str, set[int]], ...] = (
     (rf"post {OURS}deployments/.*", {404, 501, 503}),
     (rf"post {OURS}deployments/merge", {403, 409}),
     (rf"get {OURS}deployments", {503}),
-    (rf"post {OPENAI}(chat/)?completions", {404, 429, 501, 503}),
+    (rf"post {OPENAI}((chat/)?completions|embeddings)", {404, 429, 501, 503}),
     (r"post /slm/(load|generate|stream)", {404, 429, 501, 503}),
     (r"(post|delete) /(api|finetune|finetune-legacy|finetune-simple|jobs)(/.*)?", {404, 409, 501, 503, 507}),
     (rf"post {OPENAI}files", {409, 413, 507}),
@@ -91,6 +91,7 @@ EXAMPLES: Mapping[str, Json] = {
         "temperature": 0.7,
     },
     "/v1/completions": {"model": "me/first", "prompt": "Once upon a time", "max_tokens": 64},
+    "/v1/embeddings": {"model": "me/first", "input": ["A cat sat.", "A dog ran."]},
     "/v1/fine_tuning/jobs": {
         "model": "smollm2-135m",
         "training_file": "file-01a1fcee",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -50,9 +50,10 @@ class Guides:
             raise Invalid(f"the {guide.kind} cannot be turned into a grammar: {matcher.get_error()}")
         return matcher
 
-    def hex(self, token: int) -> str:
-        """The bytes of a token."""
-        return self.tokens.decode_bytes([token]).hex()
+    def hexes(self) -> Callable[[int], str]:
+        """What gives a token's bytes; the tables are made now, not when a batch waits for it."""
+        tokens = self.tokens
+        return lambda token: tokens.decode_bytes([token]).hex()
 
 
 def mask(matchers: Sequence[LLMatcher], vocab: int, device: torch.device) -> Tensor:

@@ -46,5 +46,5 @@ def prepare(model: GuidingReader, request: GenerateRequest, adapter: str | None)
         Detokenizer(decode, request.stop), adapter,
         matcher=model.guides.matcher(guide) if guide else None,
         calls=CallReader(form) if form else None,
-        hex_of=model.guides.hex if request.logprobs is not None else None,
+        hex_of=model.guides.hexes() if request.logprobs is not None else None,
     )  # fmt: skip
