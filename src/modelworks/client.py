@@ -30,6 +30,13 @@ SILENCE_SECONDS = 45.0
 RECONNECT_SECONDS = 60.0
 RETRY_SECONDS = 0.5
 
+# OpenAI's form of an error names no category.
+_BY_STATUS: Mapping[int, type[ModelworksError]] = {
+    400: errors.Invalid, 401: errors.Denied, 403: errors.Denied, 404: errors.NotFound, 409: errors.Conflict,
+    413: errors.TooLarge, 422: errors.Invalid, 429: Unavailable, 501: errors.Unsupported, 503: Unavailable,
+    504: Unavailable,
+}  # fmt: skip
+
 _JOB, _EVENT, _DATASET = TypeAdapter(Job), TypeAdapter(Event), TypeAdapter(Dataset)
 _MODEL: TypeAdapter[Model | Adapter] = TypeAdapter(Model | Adapter)
 _DEPLOYMENT, _DEPLOYMENTS = TypeAdapter(DeploymentStatus), TypeAdapter(list[DeploymentStatus])
@@ -200,10 +207,10 @@ class Client:
 
     def _download(self, path: str, place: Path) -> None:
         partial = place.with_name(f".{place.name}.partial")
-        with self._reaching(), self._http.stream("GET", path) as reply, partial.open("wb") as file:
+        with self.reaching(), self._http.stream("GET", path) as reply, partial.open("wb") as file:
             if reply.is_error:
                 reply.read()
-                raise _error_of(reply)
+                raise error_of(reply)
             file.writelines(reply.iter_bytes())
         partial.rename(place)
 
@@ -236,7 +243,7 @@ class Client:
                 return
             chunk = json.loads(data)
             if "error" in chunk:
-                raise _error_in(chunk)
+                raise error_in(chunk)
             for choice in chunk["choices"]:
                 if choice["delta"].get("content"):
                     yield choice["delta"]["content"]
@@ -248,10 +255,10 @@ class Client:
         """Yield the name and data of every server-sent event."""
         headers = {"Accept": "text/event-stream"} | request.pop("headers", {})
         timeout = httpx2.Timeout(SILENCE_SECONDS, connect=CONNECT_SECONDS)
-        with self._reaching(), self._http.stream(method, path, headers=headers, timeout=timeout, **request) as reply:
+        with self.reaching(), self._http.stream(method, path, headers=headers, timeout=timeout, **request) as reply:
             if reply.is_error:
                 reply.read()
-                raise _error_of(reply)
+                raise error_of(reply)
             name, data = "message", ""
             for line in reply.iter_lines():
                 if line.startswith("event: "):
@@ -263,10 +270,10 @@ class Client:
                     name, data = "message", ""
 
     def _send(self, method: str, path: str, **request: Any) -> bytes:
-        with self._reaching():
+        with self.reaching():
             reply = self._http.request(method, path, **request)
         if reply.is_error:
-            raise _error_of(reply)
+            raise error_of(reply)
         return reply.content
 
     def _object(self, method: str, path: str, **request: Any) -> JsonObject:
@@ -278,7 +285,8 @@ class Client:
         return body
 
     @contextmanager
-    def _reaching(self) -> Iterator[None]:
+    def reaching(self) -> Iterator[None]:
+        """Tell who did not answer, where the connection fails."""
         try:
             yield
         except httpx2.TransportError as error:
@@ -289,23 +297,24 @@ def _job_path(job_id: str, rest: str = "") -> str:
     return f"/modelworks/jobs/{quote(job_id, safe='')}{rest}"
 
 
-def _error_of(reply: httpx2.Response) -> ModelworksError:
+def error_of(reply: httpx2.Response) -> ModelworksError:
+    """The error that a reply tells of; its body has been read."""
     try:
         body = json.loads(reply.content)
     except ValueError:
         body = None
     if isinstance(body, dict) and ("detail" in body or "error" in body):
-        return _error_in(body)
+        return error_in(body, _BY_STATUS.get(reply.status_code, ModelworksError))
     return Unavailable(f"{reply.url} answered {reply.status_code}, which is none of our answers")
 
 
-def _error_in(body: dict[str, Any]) -> ModelworksError:
+def error_in(body: dict[str, Any], otherwise: type[ModelworksError] = ModelworksError) -> ModelworksError:
     """The error that a problem document or OpenAI's error object tells of."""
     told = body.get("error") or body
     kinds = [kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, ModelworksError)]
     known = {kind.code: kind for kind in kinds}
     code = str(told.get("code"))
-    kind = known.get(code) or known.get(str(told.get("category"))) or ModelworksError
+    kind = known.get(code) or known.get(str(told.get("category"))) or otherwise
     problems = tuple(Problem(**problem) for problem in told.get("problems", ()))
     error = kind(str(told.get("detail") or told.get("message")), problems=problems)
     error.code = code

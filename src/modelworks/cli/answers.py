@@ -3,95 +3,201 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+import json
+from collections import deque
+from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, ExitStack, aclosing, contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeAlias
 
+import httpx2
+
+from modelworks.api.openai_asked import ChatAsked, CompletionAsked, chat_requests, completion_requests
 from modelworks.app.live import LiveMerge, merge_live
 from modelworks.app.presence import running_server
 from modelworks.app.wiring import App
 from modelworks.cli.options import Session
-from modelworks.client import Client
-from modelworks.core.errors import ModelworksError, Unsupported
-from modelworks.core.generation import ChatMessage, EngineEvent, Finished, GenerateRequest, Token
-from modelworks.core.ids import new_id
+from modelworks.client import CONNECT_SECONDS, SILENCE_SECONDS, Client, error_in, error_of
+from modelworks.core.errors import Invalid, ModelworksError, Unavailable, Unsupported
+from modelworks.core.generation import EngineEvent, Finished, GenerateRequest, Token, ToolCall
 from modelworks.core.nouns import Job
+from modelworks.core.spec import parse_spec
 
-# As many as an engine decodes together by default.
-TOGETHER = 32
+# An answer that waits behind many others says nothing until it is whole.
+WHOLE_SECONDS = 3600.0
+# A dying engine is started again meanwhile.
+ATTEMPTS = 4
 Tell: TypeAlias = Callable[[str], None]
+# A request in OpenAI's words: with `messages` one for chat, with `prompt` a plain completion.
+Body: TypeAlias = Mapping[str, Any]
 Generate: TypeAlias = Callable[[GenerateRequest], AsyncGenerator[EngineEvent, None]]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Question:
-    """Messages for the model's chat template or, where there are none, a bare prompt to go on from."""
-
-    messages: tuple[Mapping[str, str], ...] = ()
-    prompt: str | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
 class Answer:
-    """The text, and what the engine says of it; a server tells only the text."""
+    """The text, and what the engine says of it. `tool_calls` are in OpenAI's words."""
 
     text: str
     finish_reason: str | None = None
     prompt_tokens: int | None = None
     completion_tokens: int | None = None
+    tool_calls: tuple[Mapping[str, Any], ...] = ()
 
 
-class Answerer(Protocol):
-    def ask(self, question: Question, tell: Tell) -> Answer:
-        """Answer one question, telling the text as it comes. Ctrl-C frees the place in the engine."""
+class Source(Protocol):
+    async def names(self) -> set[str]:
+        """Every model that can be asked."""
 
-    def ask_all(self, questions: Sequence[Question]) -> Iterator[Answer]:
-        """Answer in the order asked; questions are decoded together."""
+    async def answer(self, body: Body, tell: Tell | None) -> Answer:
+        """Answer, telling the text as it comes. A cancelled call frees the place in the engine."""
 
+    def merge(self, body: Mapping[str, object]) -> LiveMerge: ...
 
-@contextmanager
-def open_answerer(session: Session, model: str, sampling: Mapping[str, Any], *, bare: bool) -> Iterator[Answerer]:
-    """Speak through --server, else through this workspace's server, else through an engine of our own."""
-    with _open(session, model, sampling, bare=bare) as answerer:
-        yield answerer
+    def queue(self, body: Mapping[str, object]) -> Job: ...
 
 
-@contextmanager
-def open_live(session: Session, name: str, sampling: Mapping[str, Any]) -> Iterator[_Remote | _Embedded]:
-    """As `open_answerer`, for a merge in memory that is made next, and that ends with this."""
-    with _open(session, name, sampling, live=True) as answerer:
-        yield answerer
+@dataclass(frozen=True)
+class Answerer:
+    """Asks a source; `together` are open at once, so that the engine never waits for the next one."""
 
+    runner: asyncio.Runner
+    source: Source
+    together: int
 
-@contextmanager
-def _open(
-    session: Session, model: str, sampling: Mapping[str, Any], *, bare: bool = False, live: bool = False
-) -> Iterator[_Remote | _Embedded]:
-    settings = session.settings
-    if settings.server and bare:
-        raise Unsupported("a bare prompt is answered by an engine of this workspace; leave --raw or --server out")
-    own = running_server(settings)
-    url = settings.server or (own.url if own and not bare else None)
-    if url is None:
-        with _engine(session, model, sampling, live=live) as engine:
-            yield engine
-        return
-    key = settings.api_key.get_secret_value() if settings.api_key else None
-    with Client(url, key) as client:
+    def names(self) -> set[str]:
+        return self.runner.run(self.source.names())
+
+    def ask(self, body: Body, tell: Tell) -> Answer:
+        """Answer one. Ctrl-C cancels the task, and so frees the engine's place."""
+        return self.runner.run(self.source.answer(body, tell))
+
+    def ask_beside(self, bodies: Sequence[Body], tell: Callable[[int, str], None]) -> list[Answer | BaseException]:
+        """Answer all at once; one that fails leaves the others."""
+
+        async def both() -> list[Answer | BaseException]:
+            asked = (self.source.answer(body, lambda text, n=n: tell(n, text)) for n, body in enumerate(bodies))  # type: ignore[misc]  # mypy takes a lambda's default for no argument
+            return await asyncio.gather(*asked, return_exceptions=True)
+
+        return self.runner.run(both())
+
+    def ask_all(self, bodies: Iterable[Body | Invalid]) -> Iterator[Answer | Invalid | Unsupported]:
+        """Answer in the order asked. What is wrong with one is its answer.
+
+        Raises:
+            ModelworksError: nobody can be asked any more.
+        """
+        line = _Line(self.source, iter(bodies), self.together)
         try:
-            yield _Remote(client, model, sampling)
+            while (answer := self.runner.run(line.next())) is not None:
+                yield answer
         finally:
-            if live and any(item.deployment.model_name == model for item in client.deployments()):
-                client.unload(model)
+            self.runner.run(line.close())
+
+
+@dataclass
+class _Line:
+    source: Source
+    bodies: Iterator[Body | Invalid]
+    together: int
+    tasks: deque[asyncio.Task[Answer | Invalid | Unsupported]] = field(default_factory=deque)
+    open: int = 0
+
+    async def next(self) -> Answer | Invalid | Unsupported | None:
+        if not self.tasks:
+            self._fill()
+        if not self.tasks:
+            return None
+        answer = await asyncio.shield(self.tasks[0])
+        self.tasks.popleft()
+        return answer
+
+    async def close(self) -> None:
+        self.bodies = iter(())
+        for task in self.tasks:
+            task.cancel()
+        await asyncio.gather(*self.tasks, return_exceptions=True)
+
+    def _fill(self) -> None:
+        while self.open < self.together and (body := next(self.bodies, None)) is not None:
+            self.tasks.append(asyncio.create_task(self._answer(body)))
+            self.tasks[-1].add_done_callback(self._done)
+            self.open += 1
+
+    def _done(self, task: asyncio.Task[Any]) -> None:
+        self.open -= 1
+        if task.cancelled() or task.exception():
+            self.bodies = iter(())
+        self._fill()
+
+    async def _answer(self, body: Body | Invalid) -> Answer | Invalid | Unsupported:
+        if isinstance(body, Invalid):
+            return body
+        failed = 0
+        while True:
+            try:
+                return await self.source.answer(body, None)
+            except (Invalid, Unsupported) as error:
+                return error
+            except Unavailable as error:
+                failed += error.code != "queue_full"
+                if failed == ATTEMPTS or (failed and isinstance(error.__cause__, httpx2.ConnectError)):
+                    raise
+                await asyncio.sleep(min(error.retry_after_seconds, 2))
+
+
+@contextmanager
+def open_answerer(session: Session, models: Iterable[str]) -> Iterator[Answerer]:
+    """Speak through --server, else through this workspace's server, else through an engine of our own.
+
+    Args:
+        models: who will be asked; an unknown name must not cost the seconds of a start.
+    """
+    settings = session.settings
+    together = 2 * settings.max_sequences
+    own = running_server(settings)
+    url = settings.server or (own.url if own else None)
+    with asyncio.Runner() as runner:
+        if url is None:
+            with _engine(session, runner, models) as embedded:
+                yield Answerer(runner, embedded, together)
+            return
+        key = settings.api_key.get_secret_value() if settings.api_key else None
+        with _remote(runner, url, key) as remote:
+            yield Answerer(runner, remote, together)
+
+
+@contextmanager
+def open_live(session: Session, name: str) -> Iterator[Answerer]:
+    """As `open_answerer`, for a merge in memory that is made next, and that ends with this."""
+    with open_answerer(session, ()) as answerer:
+        try:
+            yield answerer
+        finally:
+            if isinstance(answerer.source, _Remote):
+                answerer.source.unload(name)
+
+
+@contextmanager
+def _remote(runner: asyncio.Runner, url: str, key: str | None) -> Iterator[_Remote]:
+    headers = {"Authorization": f"Bearer {key}"} if key else {}
+    limits = httpx2.Limits(max_connections=None)
+    http = httpx2.AsyncClient(base_url=url.rstrip("/"), headers=headers, limits=limits, trust_env=False)
+    with Client(url, key) as client, ExitStack() as stack:
+        stack.callback(lambda: runner.run(http.aclose()))
+        yield _Remote(client, http)
 
 
 @dataclass(frozen=True)
 class _Remote:
     client: Client
-    model: str
-    sampling: Mapping[str, Any]
+    http: httpx2.AsyncClient
+
+    async def names(self) -> set[str]:
+        with self.client.reaching():
+            reply = await self.http.get("/v1/models")
+        if reply.is_error:
+            raise error_of(reply)
+        return {card["id"] for card in json.loads(reply.content)["data"]}
 
     def merge(self, body: Mapping[str, object]) -> LiveMerge:
         return self.client.merge_live(body)
@@ -99,40 +205,81 @@ class _Remote:
     def queue(self, body: Mapping[str, object]) -> Job:
         return self.client.submit("merge", body)
 
-    def ask(self, question: Question, tell: Tell) -> Answer:
-        pieces = []
-        for piece in self.client.chat(self.model, question.messages, **self.sampling):
-            pieces.append(piece)
-            tell(piece)
-        return Answer(text="".join(pieces))
+    def unload(self, name: str) -> None:
+        if any(item.deployment.model_name == name for item in self.client.deployments()):
+            self.client.unload(name)
 
-    def ask_all(self, questions: Sequence[Question]) -> Iterator[Answer]:
-        with ThreadPoolExecutor(TOGETHER) as pool:
-            yield from pool.map(lambda question: self.ask(question, _nobody), questions)
+    async def answer(self, body: Body, tell: Tell | None) -> Answer:
+        path = "/v1/chat/completions" if "messages" in body else "/v1/completions"
+        with self.client.reaching():
+            if tell is not None:
+                return await self._stream(path, body, tell)
+            timeout = httpx2.Timeout(WHOLE_SECONDS, connect=CONNECT_SECONDS)
+            reply = await self.http.post(path, json=dict(body), timeout=timeout)
+        if reply.is_error:
+            raise error_of(reply)
+        whole = json.loads(reply.content)
+        (choice,) = whole["choices"]
+        message = choice.get("message") or {"content": choice.get("text")}
+        calls = tuple(message.get("tool_calls") or ())
+        return _answer(message["content"] or "", choice["finish_reason"], whole.get("usage"), calls)
+
+    async def _stream(self, path: str, body: Body, tell: Tell) -> Answer:
+        asked = {**body, "stream": True, "stream_options": {"include_usage": True}}
+        timeout = httpx2.Timeout(SILENCE_SECONDS, connect=CONNECT_SECONDS)
+        pieces: list[str] = []
+        reason = usage = None
+        async with self.http.stream("POST", path, json=asked, timeout=timeout) as reply:
+            if reply.is_error:
+                await reply.aread()
+                raise error_of(reply)
+            async for line in reply.aiter_lines():
+                if not line.startswith("data: "):
+                    continue
+                if line == "data: [DONE]":
+                    return _answer("".join(pieces), reason, usage, ())
+                chunk = json.loads(line.removeprefix("data: "))
+                if "error" in chunk:
+                    raise error_in(chunk)
+                usage = chunk.get("usage") or usage
+                for choice in chunk["choices"]:
+                    reason = choice["finish_reason"] or reason
+                    if text := choice.get("delta", choice).get("content" if "delta" in choice else "text"):
+                        pieces.append(text)
+                        tell(text)
+        raise Unavailable(f"{self.client.url} ended in the middle of an answer")
+
+
+def _answer(text: str, reason: str | None, usage: Mapping[str, int] | None, calls: tuple[Any, ...]) -> Answer:
+    counted = usage or {}
+    return Answer(
+        text=text, finish_reason=reason, prompt_tokens=counted.get("prompt_tokens"),
+        completion_tokens=counted.get("completion_tokens"), tool_calls=calls,
+    )  # fmt: skip
 
 
 @contextmanager
-def _engine(session: Session, model: str, sampling: Mapping[str, Any], *, live: bool) -> Iterator[_Embedded]:
+def _engine(session: Session, runner: asyncio.Runner, models: Iterable[str]) -> Iterator[_Embedded]:
     app = session.app
-    # Before anything is started: an unknown name must not cost the seconds of a start.
-    if not live and model not in app.services.entries:
-        app.services.catalog.model(model)
+    for model in models:
+        if model not in app.services.entries:
+            app.services.catalog.model(model)
+        session.say(f"loading {model} ...")
     with ExitStack() as stack:
-        runner = stack.enter_context(asyncio.Runner())
         running = AsyncExitStack()
         gateway = runner.run(running.enter_async_context(app.engines()))
         stack.callback(lambda: runner.run(running.aclose()))
-        session.say(f"loading {model} ...")
-        yield _Embedded(runner, gateway.generate, model, sampling, app)
+        yield _Embedded(runner, gateway.generate, app)
 
 
 @dataclass(frozen=True)
 class _Embedded:
     runner: asyncio.Runner
     generate: Generate
-    model: str
-    sampling: Mapping[str, Any]
     app: App
+
+    async def names(self) -> set[str]:
+        return {model.name for model in self.app.services.servable()} | set(self.app.services.entries)
 
     def merge(self, body: Mapping[str, object]) -> LiveMerge:
         return self.runner.run(merge_live(self.app.services, body))
@@ -143,60 +290,36 @@ class _Embedded:
         self.app.start_worker()
         return job
 
-    def ask(self, question: Question, tell: Tell) -> Answer:
-        # Ctrl-C cancels the task, which closes the generator and so frees the engine's place.
-        return self.runner.run(self._ask(question, tell))
-
-    def ask_all(self, questions: Sequence[Question]) -> Iterator[Answer]:
-        batch = _Batch(self, questions)
-        try:
-            for number in range(len(questions)):
-                yield self.runner.run(batch.answer(number))
-        finally:
-            self.runner.run(batch.close())
-
-    async def _ask(self, question: Question, tell: Tell) -> Answer:
-        messages = tuple(ChatMessage(each["role"], each["content"]) for each in question.messages)
-        request = GenerateRequest(
-            id=new_id(), model=self.model, messages=messages or None, prompt=question.prompt, **self.sampling
-        )
+    async def answer(self, body: Body, tell: Tell | None) -> Answer:
         pieces: list[str] = []
-        async with aclosing(self.generate(request)) as events:
+        calls: list[Mapping[str, Any]] = []
+        async with aclosing(self.generate(request_of(body))) as events:
             async for event in events:
                 if isinstance(event, Token):
                     pieces.append(event.text)
-                    tell(event.text)
+                    if tell is not None:
+                        tell(event.text)
+                elif isinstance(event, ToolCall):
+                    function = {"name": event.name, "arguments": event.arguments}
+                    calls.append({"id": event.id, "type": "function", "function": function})
                 elif isinstance(event, Finished):
                     return Answer(
                         text="".join(pieces), finish_reason=event.reason, prompt_tokens=event.prompt_tokens,
-                        completion_tokens=event.completion_tokens,
+                        completion_tokens=event.completion_tokens, tool_calls=tuple(calls),
                     )  # fmt: skip
-        raise ModelworksError(f"{self.model} stopped in the middle of an answer")
+        raise ModelworksError(f"{body.get('model')} stopped in the middle of an answer")
 
 
-@dataclass
-class _Batch:
-    """Questions asked together, at most so many at once, whose answers are fetched one by one."""
+def request_of(body: Body) -> GenerateRequest:
+    """What an engine is asked.
 
-    engine: _Embedded
-    questions: Sequence[Question]
-    tasks: list[asyncio.Task[Answer]] = field(default_factory=list)
-
-    async def answer(self, number: int) -> Answer:
-        if not self.tasks:
-            room = asyncio.Semaphore(TOGETHER)
-            self.tasks = [asyncio.create_task(self._ask(question, room)) for question in self.questions]
-        return await self.tasks[number]
-
-    async def close(self) -> None:
-        for task in self.tasks:
-            task.cancel()
-        await asyncio.gather(*self.tasks, return_exceptions=True)
-
-    async def _ask(self, question: Question, room: asyncio.Semaphore) -> Answer:
-        async with room:
-            return await self.engine._ask(question, _nobody)
-
-
-def _nobody(_text: str) -> None:
-    pass
+    Raises:
+        Invalid: naming the field that is wrong.
+    """
+    if "messages" in body:
+        requests = chat_requests(parse_spec(ChatAsked, body))
+    else:
+        requests = completion_requests(parse_spec(CompletionAsked, body))
+    if len(requests) != 1:
+        raise Invalid(f"{len(requests)} answers to one line; leave n out and write a line for each")
+    return requests[0]

@@ -11,7 +11,7 @@ from contextlib import suppress
 import click
 
 import modelworks
-from modelworks.cli import exporting, host, jobs, merging, run, searching, serving, show, talk
+from modelworks.cli import exporting, generating, host, jobs, merging, run, searching, serving, show, talk
 from modelworks.cli.options import Group, Session
 from modelworks.core import errors
 
@@ -44,7 +44,7 @@ def cli() -> None:
 
 
 for command in (
-    host.serve, run.pull, show.upload, run.train, merging.merge, run.evaluate, talk.chat, talk.generate,
+    host.serve, run.pull, show.upload, run.train, merging.merge, run.evaluate, talk.chat, generating.generate,
     exporting.export, jobs.jobs, show.models, show.datasets, host.doctor, host.config,
 ):  # fmt: skip
     cli.add_command(command)

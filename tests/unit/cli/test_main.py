@@ -125,16 +125,3 @@ def test_a_server_that_does_not_answer_is_exit_code_3(tmp_path: Path, capsys: py
 
     assert code == 3
     assert "no answer from http://127.0.0.1:9" in capsys.readouterr().err
-
-
-def test_bad_lines_of_a_prompt_file_are_all_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    file = tmp_path / "prompts.jsonl"
-    file.write_text('{"prompt": "a"}\nnot json\n{"text": "b"}\n')
-
-    code = run_command(["generate", "some", "--file", str(file), "--home", str(tmp_path)])
-
-    told = capsys.readouterr().err
-    assert code == 2
-    assert "  line 2:" in told
-    assert "  line 3:" in told
-    assert "  line 1:" not in told

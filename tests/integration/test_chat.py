@@ -1,0 +1,157 @@
+"""A conversation on a pseudo-terminal, and a file of prompts whose run is killed, with models of a few kilobytes."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import pty
+import re
+import select
+import signal
+import struct
+import subprocess
+import sys
+import termios
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tiny import tiny_llama
+
+COMMAND = Path(sys.executable).parent / "modelworks"
+CTRL_C, CTRL_D = b"\x03", b"\x04"
+CPR_QUERY, CPR_ANSWER = b"\x1b[6n", b"\x1b[1;1R"
+ESCAPES = re.compile(rb"\x1b(\[[0-9;?]*[A-Za-z]|[()].|[=>])")
+
+
+def environment(home: Path) -> dict[str, str]:
+    kept = {key: value for key, value in os.environ.items() if not key.startswith("MODELWORKS_")}
+    return {
+        **kept, "MODELWORKS_HOME": str(home), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "TERM": "xterm",
+        "COLUMNS": "120", "LINES": "40",
+    }  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A workspace with two models whose context is long enough for minutes of talk."""
+    folder = tmp_path_factory.mktemp("inputs")
+    home = tmp_path_factory.mktemp("home")
+    for seed, name in enumerate(("left", "right")):
+        tiny_llama(folder / name, seed=seed, dtype="float32", max_position_embeddings=20_000)
+        add = [COMMAND, "models", "add", str(folder / name), "--name", name]
+        subprocess.run(add, env=environment(home), check=True, capture_output=True)
+    return home
+
+
+class Terminal:
+    """A command that believes in a person at a keyboard."""
+
+    def __init__(self, home: Path, *arguments: str) -> None:
+        self.seen = b""
+        self.pid, self.descriptor = pty.fork()
+        if self.pid == 0:
+            os.execve(COMMAND, [str(COMMAND), *arguments], environment(home))
+        fcntl.ioctl(self.descriptor, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 120, 0, 0))
+
+    def type(self, keys: bytes) -> None:
+        os.write(self.descriptor, keys)
+
+    def wait_for(self, text: str, seconds: float = 30) -> str:
+        """What is shown up to and with `text`; it is read only once."""
+        until = time.monotonic() + seconds
+        while (found := ESCAPES.sub(b"", self.seen).decode(errors="replace")).find(text) < 0:
+            ready, _, _ = select.select([self.descriptor], [], [], max(0, until - time.monotonic()))
+            assert ready, f"no {text!r} in {found!r}"
+            self._read()
+        before, _, after = found.partition(text)
+        self.seen = after.encode()
+        return before
+
+    def end(self, seconds: float = 60) -> int:
+        """Read to the end; the exit code."""
+        until = time.monotonic() + seconds
+        while time.monotonic() < until and self._read():
+            pass
+        _, status = os.waitpid(self.pid, 0)
+        return os.waitstatus_to_exitcode(status)
+
+    def _read(self) -> bool:
+        try:
+            piece = os.read(self.descriptor, 65536)
+        except OSError:
+            return False
+        if CPR_QUERY in piece:
+            self.type(CPR_ANSWER)
+        self.seen += piece
+        return bool(piece)
+
+
+@pytest.fixture
+def talk(home: Path) -> Iterator[Terminal]:
+    terminal = Terminal(home, "chat", "left", "--stats", "--temperature", "0")
+    yield terminal
+    os.close(terminal.descriptor)
+
+
+def test_ctrl_c_ends_an_answer_and_the_conversation_goes_on(talk: Terminal, home: Path, tmp_path: Path) -> None:
+    talk.wait_for("/help lists the orders")
+    talk.wait_for(">")
+    talk.type(b"tell me a long story\r")
+    talk.wait_for("story")
+    while len(talk.seen) < 2000:
+        talk._read()
+    talk.type(CTRL_C)
+    talk.wait_for(" tokens/s, first after")
+    talk.type(b"/params max_tokens 5\r")
+    talk.wait_for("temperature 0.0, max_tokens 5")
+    talk.type(b"and now?\\\rshort\r")
+    talk.wait_for("5 tokens, ")
+    talk.type(f"/save {tmp_path / 'talk.jsonl'}\r".encode())
+    talk.wait_for("makes it a dataset")
+    talk.type(b"/beside right\r")
+    talk.wait_for("model: left and right")
+    talk.type(b"both\r")
+    talk.wait_for("left: 5 tokens")
+    talk.wait_for("right: 5 tokens")
+    talk.type(CTRL_D)
+
+    (row,) = [json.loads(line) for line in (tmp_path / "talk.jsonl").read_text().splitlines()]
+    assert talk.end() == 0
+    assert [turn["role"] for turn in row["messages"]] == ["user", "assistant"] * 2
+    assert row["messages"][2]["content"] == "and now?\nshort"
+    assert "tell me a long story" in (home / "chat_history").read_text()
+    assert (home / "chat_history").stat().st_mode & 0o777 == 0o600
+
+
+def test_a_killed_run_is_gone_on_with_and_every_row_is_answered_once(home: Path, tmp_path: Path) -> None:
+    prompts, out = tmp_path / "prompts.jsonl", tmp_path / "answers.jsonl"
+    rows = [{"prompt": f"row {number}", "id": number} for number in range(150)]
+    prompts.write_text("".join(json.dumps(row) + "\n" for row in rows[:75]) + "{bad\n" + "".join(
+        json.dumps(row) + "\n" for row in rows[75:]
+    ))  # fmt: skip
+    asked = [COMMAND, "generate", "left", "--prompts", prompts, "--out", out, "--max-tokens", "40"]
+    first = subprocess.Popen(asked, env=environment(home), stderr=subprocess.PIPE)
+    while not out.exists() or out.read_bytes().count(b"\n") < 20:
+        assert first.poll() is None
+    first.send_signal(signal.SIGKILL)
+    first.communicate()
+    with out.open("ab") as file:
+        file.write(b'{"index": 20, "answ')
+    there = out.read_bytes().count(b"\n")
+
+    again = subprocess.run(asked, env=environment(home), capture_output=True, text=True, timeout=120)
+    other = subprocess.run([*asked, "--seed", "1"], env=environment(home), capture_output=True, text=True, timeout=60)
+
+    answers = [json.loads(line) for line in out.read_text().splitlines()]
+    assert there < 151
+    assert f"going on behind {there} of 151 rows" in again.stderr
+    assert again.returncode == 1  # the bad row
+    assert [answer["index"] for answer in answers] == list(range(151))
+    assert [answer.get("id") for answer in answers] == [*range(75), None, *range(75, 150)]
+    assert [number for number, answer in enumerate(answers) if "error" in answer] == [75]
+    assert all(answer["usage"]["completion_tokens"] <= 40 for answer in answers if "usage" in answer)
+    assert other.returncode == 5
