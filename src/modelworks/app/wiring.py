@@ -46,6 +46,8 @@ class App:
         how = GatewaySettings(
             folder=settings.home / "engines",
             environment=child_environment(settings),
+            engine=settings.engine,
+            programs=settings.engine_programs,
             max_sequences=settings.max_sequences,
             max_queued=settings.max_queued_requests,
             keep_alive=settings.keep_alive,

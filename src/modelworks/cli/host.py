@@ -33,6 +33,7 @@ from modelworks.cli.options import Command, Group, Session, pass_session
 @click.option(
     "--entries", metavar="DIR", type=click.Path(), help="Folder with config.json and a models package of own entries."
 )
+@click.option("--engine", metavar="NAME", help="auto, native, vllm, openvino or llama_server.  [default: auto]")
 @click.option("--max-sequences", type=int, metavar="N", help="Requests an engine decodes together.  [default: 32]")
 @click.option("--log-level", metavar="LEVEL", help="debug, info, warning or error.  [default: info]")
 @pass_session

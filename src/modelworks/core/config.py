@@ -77,6 +77,10 @@ class Settings(Spec):
     )
     batch_size: int = Field(8, ge=1, description="requests an own entry answers together")
     max_queued_requests: int = Field(256, ge=1, description="requests waiting for an engine before 429")
+    engine: str = Field("auto", description="what serves models: auto, native, vllm, openvino or llama_server")
+    engine_programs: dict[str, str] = Field(
+        default_factory=dict, description="where the program of an engine is: its file or virtual environment, by name"
+    )
     max_sequences: int = Field(32, ge=1, description="requests an engine decodes together")
     max_open_per_key: int | None = Field(None, ge=1, description="requests of one key answered at once before 429")
     request_timeout_seconds: float | None = Field(None, gt=0, description="the longest an answer may take")

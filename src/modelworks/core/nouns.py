@@ -203,12 +203,16 @@ class Event:
 
 @dataclass(frozen=True, kw_only=True)
 class Deployment:
-    """A wish that a model be served: `model` is an artifact id; adapters of it are served beside it."""
+    """A wish that a model be served: `model` is an artifact id; adapters of it are served beside it.
+
+    `engine_reason` is why this engine serves it.
+    """
 
     id: str
     model: str
     model_name: str
     engine: str
+    engine_reason: str = ""
     device: str
     replicas: int = 1
     created_at: datetime

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import logging
 from collections import Counter
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Mapping
 from contextlib import aclosing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from modelworks.core import caller, clock
@@ -24,8 +25,9 @@ from modelworks.core.errors import (
 from modelworks.core.generation import EngineEvent, EngineFailed, Failed, GenerateRequest, QueueFull
 from modelworks.core.ids import new_id
 from modelworks.core.nouns import Adapter, Deployment, JsonObject, Model
-from modelworks.core.registry import choose, find_plugins
+from modelworks.core.registry import find_plugins
 from modelworks.core.states import DeploymentState
+from modelworks.serve.choice import AUTO, choose_engine
 from modelworks.serve.deployment import Deployed, DeploymentStatus
 from modelworks.serve.engine import Engine, EngineKind, EngineSpec, Place, error_of
 from modelworks.serve.entries import Entry
@@ -36,6 +38,8 @@ from modelworks.serve.placement import choose_device
 from modelworks.serve.supervisor import Replica
 from modelworks.serve.target import Servable, folder_of, key_of, live_key, most_replicas
 
+logger = logging.getLogger(__name__)
+
 DRAIN_SECONDS = 30.0
 
 
@@ -45,7 +49,9 @@ class GatewaySettings:
 
     folder: Path
     environment: Mapping[str, str]
-    engine: str = "native"
+    # or `auto`; `programs` are where those that are not ours were said to be, by engine
+    engine: str = AUTO
+    programs: Mapping[str, str] = field(default_factory=dict)
     device: str = "auto"
     gpus: int = 0
     dtype: str | None = None
@@ -82,7 +88,7 @@ class Gateway:
         self._resolve, self._base_of, self._settings = resolve, base_of, settings
         self._entries = entries or {}
         self._kinds = find_plugins("modelworks.serve.engines", EngineKind)
-        choose(self._kinds, settings.engine, "engine")
+        choose_engine(self._kinds, settings.engine, "cpu", settings.programs)  # refused before anything starts
         self._merging = merging
         self._live: dict[str, Live] = {}
         self._deployed: dict[str, Deployed] = {}
@@ -357,14 +363,15 @@ class Gateway:
     def _make(self, target: Servable, device: str, keep_alive: float) -> Deployed:
         settings = self._settings
         count = settings.threads or (self._cores.engine_threads(1) if self._cores else None)
-        kind = self._kind_of(target)
+        kind, why = self._kind_of(target, device)
         together = target.batch_size if isinstance(target, Entry) else settings.max_sequences
         deployment = Deployment(
-            id=new_id(), model=key_of(target), model_name=target.name, engine=kind.name, device=device,
-            created_at=clock.now(),
+            id=new_id(), model=key_of(target), model_name=target.name, engine=kind.name, engine_reason=why,
+            device=device, created_at=clock.now(),
         )  # fmt: skip
+        logger.info("an engine is chosen", extra={"model": target.name, "engine": kind.name, "reason": why})
         spec = EngineSpec(
-            model_folder=str(folder_of(target)), model_name=target.name,
+            program=settings.programs.get(kind.name), model_folder=str(folder_of(target)), model_name=target.name,
             dtype=settings.dtype, max_sequences=together, threads=count,
         )  # fmt: skip
         threads = {"OMP_NUM_THREADS": str(count)} if count else {}
@@ -385,10 +392,12 @@ class Gateway:
         made.need_bytes = self._needs.pop(key_of(target), 0)
         return made
 
-    def _kind_of(self, target: Servable) -> EngineKind:
+    def _kind_of(self, target: Servable, device: str) -> tuple[EngineKind, str]:
         if isinstance(target, Live) and self._merging is not None:
-            return self._merging
-        return self._kinds["entry" if isinstance(target, Entry) else self._settings.engine]
+            return self._merging, "its weights are made from a recipe"
+        if isinstance(target, Entry):
+            return self._kinds["entry"], "a model of the operator's own"
+        return choose_engine(self._kinds, self._settings.engine, device, self._settings.programs)
 
     def _place(self, wish: str | None) -> str:
         taken = [device for deployed in self._deployed.values() for device in deployed.devices]

@@ -87,3 +87,7 @@ class Prompts:
         if not isinstance(sees, int):
             raise Invalid(f"{folder / 'config.json'}: max_position_embeddings is missing; take the model's own file")
         return cls(name, tokenizer, template, min(most or sees, sees), frozenset(known))
+
+    def read(self, request: GenerateRequest) -> list[int]:
+        """As `read_prompt`."""
+        return read_prompt(self, request)
