@@ -87,7 +87,12 @@ def load_weights(source: Source, shape: Shape) -> Weights:
     embedding = source.take("model.embed_tokens.weight", (shape.vocab, shape.hidden))
     layers = tuple(_load_layer(source, shape, index) for index in range(shape.layers))
     head = embedding if shape.tied else source.take("lm_head.weight", (shape.vocab, shape.hidden))
-    return Weights(embedding, layers, source.take("model.norm.weight", (shape.hidden,)), Linear(head))
+    return Weights(embedding, layers, _norm(source, "model.norm.weight", shape), Linear(head))
+
+
+def _norm(source: Source, name: str, shape: Shape) -> Tensor:
+    weight = source.take(name, (shape.hidden,))
+    return weight + 1 if shape.gemma else weight
 
 
 def sizes(shape: Shape) -> dict[str, tuple[int, int]]:
@@ -124,8 +129,8 @@ def _load_layer(source: Source, shape: Shape, index: int) -> Layer:
         return source.take(full, (shape.head_size,)) if full in source else None
 
     return Layer(
-        source.take(f"{prefix}input_layernorm.weight", (shape.hidden,)),
-        source.take(f"{prefix}post_attention_layernorm.weight", (shape.hidden,)),
+        _norm(source, f"{prefix}input_layernorm.weight", shape),
+        _norm(source, f"{prefix}post_attention_layernorm.weight", shape),
         {kind: linear(names) for kind, names in FUSED.items()},
         head_norm("q_norm"),
         head_norm("k_norm"),

@@ -13,8 +13,13 @@ from torch import Tensor
 from modelworks.core.errors import Invalid, Unsupported
 from modelworks.core.nouns import JsonObject, JsonValue
 
-SUPPORTED = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM")
+GEMMA = "GemmaForCausalLM"
+SUPPORTED = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM", GEMMA)
 _ROPE_TYPES = ("default", "linear", "llama3")
+
+
+class NotNative(Unsupported):
+    """A model that transformers may compute, but not this engine's own forward pass."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,6 +38,8 @@ class Shape:
     tied: bool
     rope: JsonObject
     ends: frozenset[int]
+    # Gemma: gelu in place of silu, norms that store w - 1, embeddings times the root of the width
+    gemma: bool = False
 
     @property
     def group(self) -> int:
@@ -44,7 +51,8 @@ def read_shape(folder: Path) -> Shape:
     """Read config.json and generation_config.json.
 
     Raises:
-        Unsupported: naming what this engine has no forward pass for.
+        NotNative: naming what this engine has no forward pass for.
+        Unsupported: naming why nobody else has one either.
     """
     config = _read_json(folder / "config.json")
     generation = _read_json(folder / "generation_config.json") if (folder / "generation_config.json").exists() else {}
@@ -62,9 +70,10 @@ def read_shape(folder: Path) -> Shape:
         # Beyond its window a model with sliding attention would see other tokens than it was taught to.
         max_context=min(context, _window(config) or context),
         norm_epsilon=float(str(config.get("rms_norm_eps", 1e-6))),
-        tied=bool(config.get("tie_word_embeddings", False)),
+        tied=bool(config.get("tie_word_embeddings", config.get("architectures") == [GEMMA])),
         rope=_rope(folder, config),
         ends=_ids(generation.get("eos_token_id")) or _ids(config.get("eos_token_id")),
+        gemma=config.get("architectures") == [GEMMA],
     )
 
 
@@ -106,13 +115,14 @@ def _refuse_what_differs(folder: Path, config: JsonObject) -> None:
     names = [str(name) for name in named] if isinstance(named, list) else []
     if names and names[0].endswith("ForSequenceClassification"):
         raise Unsupported(f"{folder} is a reward model: it rates texts and writes none; name it as params.reward_model")
-    if not names or names[0] not in SUPPORTED:
-        found = ", ".join(names) or f"model_type {config.get('model_type')}"
-        raise Unsupported(f"{folder}: the native engine cannot run {found}; it runs {', '.join(SUPPORTED)}")
-    if config.get("hidden_act", "silu") != "silu":
-        raise Unsupported(f"{folder}: activation {config['hidden_act']!r}; the native engine has silu only")
     if "quantization_config" in config:
         raise Unsupported(f"{folder} is quantised; the native engine serves float32, float16 and bfloat16 weights")
+    if not names or names[0] not in SUPPORTED:
+        found = ", ".join(names) or f"model_type {config.get('model_type')}"
+        raise NotNative(f"{folder}: the native engine cannot run {found}; it runs {', '.join(SUPPORTED)}")
+    # Gemma's older "hidden_act": "gelu" always meant the approximation
+    if names[0] != GEMMA and config.get("hidden_act", "silu") != "silu":
+        raise NotNative(f"{folder}: activation {config['hidden_act']!r}; the native engine has silu only")
 
 
 def _rope(folder: Path, config: JsonObject) -> JsonObject:
@@ -122,7 +132,7 @@ def _rope(folder: Path, config: JsonObject) -> JsonObject:
     rope.setdefault("rope_type", rope.get("type", "default"))
     rope.setdefault("rope_theta", config.get("rope_theta", 10000.0))
     if rope["rope_type"] not in _ROPE_TYPES:
-        raise Unsupported(f"{folder}: rotary scaling {rope['rope_type']!r}; supported: {', '.join(_ROPE_TYPES)}")
+        raise NotNative(f"{folder}: rotary scaling {rope['rope_type']!r}; supported: {', '.join(_ROPE_TYPES)}")
     return rope
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeAlias
 
 import psutil
 import torch
@@ -13,14 +15,17 @@ from modelworks.core.errors import Invalid, Unsupported
 from modelworks.core.generation import GenerateRequest
 from modelworks.data.render import ChatTemplate, load_tokenizer
 from modelworks.serve.engine import EngineSpec
+from modelworks.serve.native.any_model import AnyCache, AnyRunner, NoAdapters, open_model
 from modelworks.serve.native.checkpoint import FolderSource, load_weights
-from modelworks.serve.native.config import Shape, read_shape
+from modelworks.serve.native.config import NotNative, read_shape
 from modelworks.serve.native.guide import Guides
 from modelworks.serve.native.kv_cache import KvCache
 from modelworks.serve.native.lora import Adapters
 from modelworks.serve.native.prepare import prepare
 from modelworks.serve.native.runner import Runner, cache_shape
 from modelworks.serve.native.sequence import Sequence
+
+logger = logging.getLogger(__name__)
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 # Of the memory free after the weights are in; the rest is for the step's own tensors and for others.
@@ -32,8 +37,8 @@ class LoadedModel:
     """Everything an engine needs of one model. `ends` are the tokens that end an answer."""
 
     name: str
-    runner: Runner
-    adapters: Adapters
+    runner: Runner | AnyRunner
+    adapters: Adapters | NoAdapters
     tokenizer: Tokenizer
     template: ChatTemplate
     ends: frozenset[int]
@@ -56,8 +61,25 @@ def load(spec: EngineSpec) -> LoadedModel:
     folder, device = Path(spec.model_folder), _device(spec.device)
     if spec.threads:
         torch.set_num_threads(spec.threads)
-    shape, dtype = read_shape(folder), _dtype(spec.dtype, device)
+    dtype = _dtype(spec.dtype, device)
     tokenizer, template = load_tokenizer(folder), ChatTemplate.load(folder)
+    try:
+        runner, adapters, max_context, ends = _load_native(spec, folder, dtype, device)
+    except NotNative as error:
+        logger.warning("%s; transformers computes it, one answer after the other", error)
+        runner, adapters, max_context, ends = _load_any(spec, folder, dtype, device)
+    name = str(dtype).removeprefix("torch.")
+    token = None if template.eos_token is None else tokenizer.token_to_id(template.eos_token)
+    ends |= {token} if token is not None else frozenset()
+    guides = Guides(tokenizer, ends)
+    return LoadedModel(spec.model_name, runner, adapters, tokenizer, template, ends, max_context, name, guides)
+
+
+_Parts: TypeAlias = tuple[Runner | AnyRunner, Adapters | NoAdapters, int, frozenset[int]]
+
+
+def _load_native(spec: EngineSpec, folder: Path, dtype: torch.dtype, device: torch.device) -> _Parts:
+    shape = read_shape(folder)
     weights = load_weights(FolderSource(folder, dtype, device), shape)
     adapters = Adapters(shape, dtype, device)
     max_context = min(spec.max_context or shape.max_context, shape.max_context)
@@ -67,18 +89,20 @@ def load(spec: EngineSpec) -> LoadedModel:
         max_context=max_context,
         dtype=dtype,
         device=device,
-        budget_bytes=spec.kv_cache_bytes or int(_free_bytes(device) * _CACHE_SHARE),
+        budget_bytes=_budget(spec, device),
     )
-    runner = Runner(shape, weights, adapters, cache, max_context)
-    ends = _ends(shape, tokenizer, template)
-    name = str(dtype).removeprefix("torch.")
-    guides = Guides(tokenizer, ends)
-    return LoadedModel(spec.model_name, runner, adapters, tokenizer, template, ends, max_context, name, guides)
+    return Runner(shape, weights, adapters, cache, max_context), adapters, max_context, shape.ends
 
 
-def _ends(shape: Shape, tokenizer: Tokenizer, template: ChatTemplate) -> frozenset[int]:
-    token = None if template.eos_token is None else tokenizer.token_to_id(template.eos_token)
-    return shape.ends | ({token} if token is not None else frozenset())
+def _load_any(spec: EngineSpec, folder: Path, dtype: torch.dtype, device: torch.device) -> _Parts:
+    model = open_model(folder, dtype, device)
+    max_context = min(spec.max_context or model.max_context, model.max_context)
+    cache = AnyCache(model.bytes_per_token, max_context=max_context, budget_bytes=_budget(spec, device))
+    return AnyRunner(model.network, cache), NoAdapters(), max_context, model.ends
+
+
+def _budget(spec: EngineSpec, device: torch.device) -> int:
+    return spec.kv_cache_bytes or int(_free_bytes(device) * _CACHE_SHARE)
 
 
 def _device(name: str) -> torch.device:

@@ -66,6 +66,8 @@ class Runner:
         tokens = [t for piece in rows for t in piece.sequence.tokens[piece.start : piece.start + piece.count]]
         step = self._prepare(decode, prompts)
         x = self._weights.embedding[torch.tensor(tokens, device=self.device)]
+        if self._shape.gemma:
+            x = x * torch.tensor(self._shape.hidden**0.5, dtype=self.dtype)
         for index, layer in enumerate(self._weights.layers):
             x = self._layer(index, layer, x, step)
         last, row = {}, 0
@@ -133,7 +135,7 @@ class Runner:
         normed = self._norm(x, layer.mlp_norm)
         gate_up = adapters.add_to(layer.linear[GATE_UP](normed), normed, index, GATE_UP)
         gate, up = gate_up.chunk(2, dim=-1)
-        inner = F.silu(gate).mul_(up)
+        inner = (F.gelu(gate, approximate="tanh") if shape.gemma else F.silu(gate)).mul_(up)
         return adapters.add_to(layer.linear[DOWN].plus(inner, x), inner, index, DOWN)
 
     def _attend(self, index: int, queries: Tensor, step: _Step) -> Tensor:

@@ -125,6 +125,48 @@ def test_the_qwen_families_are_right_with_their_biases_and_head_norms(tmp_path: 
     torch.testing.assert_close(found, reference(tmp_path / "model", prompt + follow)[29:], **CLOSE)
 
 
+@pytest.mark.parametrize(
+    ("family", "settings"),
+    [
+        ("gemma", {}),
+        ("gemma2", {"sliding_window": 8, "query_pre_attn_scalar": 8}),
+        ("gemma3_text", {"sliding_window": 8, "query_pre_attn_scalar": 8}),
+        ("gpt2", {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 256}),
+        ("gpt_neox", {}),
+        ("phi", {}),
+    ],
+)
+def test_other_families_are_right_alone_and_in_company(tmp_path: Path, family: str, settings: dict[str, Any]) -> None:
+    import transformers
+
+    folder = tiny_llama(tmp_path / "model", dtype="float32")
+    sizes = {
+        "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
+        "num_key_value_heads": 2, "head_dim": 8, "max_position_embeddings": 256,
+    }  # fmt: skip
+    if "n_embd" in settings:
+        sizes = {}
+    elif not family.startswith("gemma"):
+        del sizes["head_dim"], sizes["num_key_value_heads"]
+    config = transformers.AutoConfig.for_model(
+        family, vocab_size=259, eos_token_id=2, bos_token_id=1, pad_token_id=0, **sizes, **settings
+    )
+    torch.manual_seed(0)
+    network = transformers.AutoModelForCausalLM.from_config(config)
+    for name, weight in network.named_parameters():
+        weight.data += (0.3 if "norm" in name else 0.1) * torch.randn_like(weight)
+    network.save_pretrained(folder)
+    model = open_model(folder)
+    prompts, follow = [some_tokens(seed, 30) for seed in range(3)], some_tokens(9, 5)
+    prompts[2][:20] = prompts[1][:20]
+
+    found = read_logits(model, [answer(f"{i}", prompt) for i, prompt in enumerate(prompts)], [follow] * 3, 40)
+
+    assert (type(model.runner).__name__ == "Runner") == (family == "gemma")
+    for prompt, logits in zip(prompts, found, strict=True):
+        torch.testing.assert_close(logits, reference(folder, prompt + follow)[29:], **CLOSE)
+
+
 @pytest.mark.parametrize("tokens_per_step", [8, 13, 64, 1000])
 def test_a_mixed_batch_gives_each_what_it_gets_alone(tmp_path: Path, tokens_per_step: int) -> None:
     folder = tiny_llama(tmp_path / "model", dtype="float32")
