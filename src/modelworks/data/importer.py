@@ -22,7 +22,8 @@ from modelworks.data.record import Prompted, Record, Split, split_path, to_line
 from modelworks.data.spec import ImportSpec
 
 SAMPLE_ROWS = 100
-SHOWN_PROBLEMS = 5
+# An error tells the first of what a report keeps.
+SHOWN_PROBLEMS, KEPT_PROBLEMS = 5, 20
 MAX_BAD_SHARE = 0.05
 SHOWN_COLUMNS = 20
 
@@ -136,7 +137,7 @@ class _Intake:
             named = raw.side or self._named_side(row)
         except BadRow as bad:
             self.bad += 1
-            if len(self.problems) < SHOWN_PROBLEMS:
+            if len(self.problems) < KEPT_PROBLEMS:
                 where = f"{raw.where}, column {bad.column}" if bad.column else raw.where
                 self.problems.append(Problem(where, bad.what, bad.remedy))
             return
@@ -257,7 +258,7 @@ def _refuse_bad(source: Path, intake: _Intake) -> None:
         raise BadRows(
             f"{intake.bad} of {intake.read} rows of {source} cannot be read as {intake.format.name}, first: "
             f"{problems[0]}; mend them" + ("" if good == 0 else ", or import with on_bad_rows: skip"),
-            problems=problems,
+            problems=problems[:SHOWN_PROBLEMS],
         )
 
 
