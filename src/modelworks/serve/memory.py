@@ -15,7 +15,7 @@ from modelworks.core.errors import OutOfMemory
 CACHED_TOKENS = 4096
 SPARE = 1.2
 _BYTES = {"F64": 8, "F32": 4, "I32": 4, "I64": 8, "F16": 2, "BF16": 2, "I8": 1, "U8": 1}
-_WIDTHS = {"float32": 4, "bfloat16": 2, "float16": 2}
+_WIDTHS = {"float32": 4, "bfloat16": 2, "float16": 2, "int8": 1}
 
 
 def check_memory(name: str, folder: Path, dtype: str | None, reserved: int, replicas: int = 1) -> int:
