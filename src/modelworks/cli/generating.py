@@ -65,7 +65,7 @@ def generate(
     asking = Asking(model or named, same, system, raw)
     if prompt is not None and out is None and not session.json:
         return _print_one(session, asking, lines[0])
-    with _open_out(out, asking, lines) as answers:
+    with open_out(out, asking, lines) as answers:
         _answer_all(session, asking, lines, answers)
     return EXIT_BAD_ROWS if answers.failed else 0
 
@@ -209,7 +209,7 @@ class Answers:
 
 
 @contextmanager
-def _open_out(out: str | None, asking: Asking, lines: Sequence[bytes]) -> Iterator[Answers]:
+def open_out(out: str | None, asking: Asking, lines: Sequence[bytes]) -> Iterator[Answers]:
     """Have a place for the answers to `lines`; a file keeps the whole lines it has.
 
     Raises:
