@@ -14,7 +14,7 @@ import threading
 
 
 def main(command: list[str]) -> int:
-    """Run the program to its end; return its exit status."""
+    """Run the program to its end; return its exit status, as a shell has it."""
     # SIGTERM to the group is for the program. A handler, since a program would inherit that a signal is ignored.
     signal.signal(signal.SIGTERM, lambda *_: None)
     try:
@@ -23,7 +23,8 @@ def main(command: list[str]) -> int:
         sys.stderr.write(f"{command[0]} could not be started: {error}\n")
         return 127
     threading.Thread(target=_watch, daemon=True).start()
-    return process.wait()
+    status = process.wait()
+    return status if status >= 0 else 128 - status
 
 
 def _watch() -> None:

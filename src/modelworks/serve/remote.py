@@ -1,7 +1,4 @@
-"""An engine that is a program of others with an OpenAI-compatible server: started, asked over loopback, and ended.
-
-The prompt is rendered and tokenised here, so that every engine sees the same tokens.
-"""
+"""An engine that is a program of others with an OpenAI-compatible server: started, asked with tokens, and ended."""
 
 from __future__ import annotations
 
@@ -166,7 +163,7 @@ class RemoteEngine:
                         said += 1
                         yield Token(choice["text"], 1)
         if finish not in {"stop", "length"}:
-            raise EngineFailed(f"{self._program.name} ended an answer without saying why ({finish or 'nothing'})")
+            raise httpx2.RemoteProtocolError(f"it ended with {finish or 'no reason'}")
         yield _finished(finish, used or {}, len(tokens), said)
 
     def _body(self, request: GenerateRequest, tokens: list[int], adapter: str | None) -> JsonObject:
