@@ -382,6 +382,18 @@ def test_penalties_and_biases_change_the_answer(client: openai.OpenAI) -> None:
     assert varied.choices[0].message.content != single.choices[0].message.content
 
 
+def test_usage_tells_how_much_of_the_prompt_had_been_read_before(client: openai.OpenAI) -> None:
+    asked = hello(messages=[{"role": "user", "content": "The same long question. " * 20}])
+
+    first, second = (client.chat.completions.create(**asked) for _ in range(2))
+
+    assert first.usage is not None
+    assert second.usage is not None
+    assert second.usage.prompt_tokens_details is not None
+    assert second.usage.prompt_tokens_details.cached_tokens == first.usage.prompt_tokens - 1
+    assert second.choices[0].message.content == first.choices[0].message.content
+
+
 def test_embeddings_are_vectors_of_length_one(client: openai.OpenAI, served: Served) -> None:
     both = client.embeddings.create(model="base", input=["Once upon a time", "Twice"])
     plain = client.embeddings.create(model="base", input="Twice", encoding_format="float")
