@@ -19,6 +19,7 @@ from modelworks.core.registry import choose, find_plugins
 from modelworks.jobs.executor import ExecutorKind
 from modelworks.jobs.worker import Worker, WorkerSettings
 from modelworks.serve.child import ChildEngine
+from modelworks.serve.choice import choose_engine
 from modelworks.serve.engine import EngineKind
 from modelworks.serve.entries import read_entries
 from modelworks.serve.gateway import Gateway, GatewaySettings
@@ -38,6 +39,12 @@ class App:
         # A server that was killed may have published one and not said so.
         TrainingFiles(self.services).point_at_newest_adapter()
         self.worker.start()
+
+    def check_engine(self) -> None:
+        """Raises NotFound or Unsupported when there is no such engine here as the settings name."""
+        settings = self.services.settings
+        kinds = find_plugins("modelworks.serve.engines", EngineKind)
+        choose_engine(kinds, settings.engine, "cpu", settings.engine_programs)
 
     @asynccontextmanager
     async def engines(self) -> AsyncIterator[Gateway]:

@@ -156,6 +156,8 @@ def open_answerer(session: Session, models: Iterable[str]) -> Iterator[Answerer]
     together = 2 * settings.max_sequences
     own = running_server(settings)
     url = settings.server or (own.url if own else None)
+    if url is not None and "engine" in session.flags:
+        raise Unsupported(f"the server at {url} answers, with its own engine; leave --engine out, or stop the server")
     with asyncio.Runner() as runner:
         if url is None:
             with _engine(session, runner, models) as embedded:

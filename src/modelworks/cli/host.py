@@ -46,6 +46,7 @@ def serve(session: Session, **given: Any) -> int:
     if session.verbose:
         session.flags.setdefault("log_level", "debug")
     settings = session.settings
+    session.app.check_engine()
 
     def say(text: str) -> None:
         server = running_server(settings)

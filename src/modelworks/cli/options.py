@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from modelworks.app.wiring import App
     from modelworks.core.config import Loaded, Settings
 
-SETTING_FLAGS = ("home", "allow_paths", "server")
+SETTING_FLAGS = ("home", "allow_paths", "server", "engine")
 
 
 @dataclass
@@ -72,7 +72,8 @@ def pass_session(command: Callable[..., Any]) -> Callable[..., Any]:
     return click.make_pass_decorator(Session)(command)
 
 
-def _keep(context: click.Context, parameter: click.Parameter, value: Any) -> None:
+def keep(context: click.Context, parameter: click.Parameter, value: Any) -> None:
+    """Put an option into the session, not into the command's arguments."""
     session = context.find_object(Session)
     if session is None or value in (None, False, 0, ()):
         return
@@ -84,7 +85,7 @@ def _keep(context: click.Context, parameter: click.Parameter, value: Any) -> Non
 
 def global_options() -> list[click.Parameter]:
     """The options of every command; they may stand before or behind its name."""
-    facts: dict[str, Any] = {"expose_value": False, "callback": _keep, "is_eager": True}
+    facts: dict[str, Any] = {"expose_value": False, "callback": keep, "is_eager": True}
     return [
         click.Option(["--home"], metavar="DIR", help="The workspace to use.", **facts),
         click.Option(

@@ -7,6 +7,8 @@ from typing import Any, TypeAlias
 
 import click
 
+from modelworks.cli.options import keep
+
 Decorated: TypeAlias = Callable[..., Any]
 DEFAULT_MAX_TOKENS = 512
 
@@ -22,7 +24,11 @@ def sampling_options(temperature: float, longest: str) -> Callable[[Decorated], 
             "--temperature", type=float, default=temperature, show_default=True, metavar="X", help="0: the likeliest."
         ),
         click.option("--max-tokens", type=int, show_default=longest, metavar="N", help="Longest answer."),
-    )
+        click.option(
+            "--engine", metavar="NAME", expose_value=False, callback=keep,
+            help="Where no server runs: auto, native, vllm, openvino or llama_server.  [default: auto]",
+        ),
+    )  # fmt: skip
 
     def add(command: Decorated) -> Decorated:
         for option in options:

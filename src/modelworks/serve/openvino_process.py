@@ -77,7 +77,8 @@ class Process:
         self._tell("", wire.Ready())
         while True:
             with self._news:
-                self._news.wait_for(lambda: self._answers)
+                # one that was cancelled is let go by a step
+                self._news.wait_for(self._pipeline.has_non_finished_requests)
             self._counts.steps += 1
             self._pipeline.step()
             self._collect()
@@ -126,10 +127,10 @@ class Process:
                     self._tell(request.id, Failed(Invalid.code, f"OpenVINO refuses this request: {error}"))
             case wire.Cancel(id_):
                 with self._news:
-                    answer = self._answers.pop(id_, None)
-                if answer is not None:
-                    self._counts.aborted += 1
-                    answer.handle.cancel()
+                    if answer := self._answers.pop(id_, None):
+                        self._counts.aborted += 1
+                        answer.handle.cancel()
+                        self._news.notify()
             case wire.AskStats(id_):
                 self._tell(id_, self._stats())
             case wire.AddAdapter(id_):
@@ -214,9 +215,8 @@ class Process:
             self._answers.pop(answer.request.id, None)
 
     def _stats(self) -> EngineStats:
-        doing = self._pipeline.get_metrics()
         return EngineStats(
-            running=doing.scheduled_requests, waiting=max(0, doing.requests - doing.scheduled_requests), adapters=(),
+            running=len(self._answers), waiting=0, adapters=(),
             max_context=self._prompts.max_context, kv_used_tokens=0, kv_total_tokens=0,
             rss_bytes=psutil.Process().memory_info().rss, dtype=self.spec.dtype or "", preempted=0,
             **vars(self._counts),
