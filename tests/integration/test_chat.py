@@ -13,12 +13,12 @@ import struct
 import subprocess
 import sys
 import termios
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from modelworks.cli.main import run_command
 from tiny import tiny_llama
 
 COMMAND = Path(sys.executable).parent / "modelworks"
@@ -37,13 +37,10 @@ def environment(home: Path) -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A workspace with two models whose context is long enough for minutes of talk."""
-    folder = tmp_path_factory.mktemp("inputs")
-    home = tmp_path_factory.mktemp("home")
-    for seed, name in enumerate(("left", "right")):
-        tiny_llama(folder / name, seed=seed, dtype="float32", max_position_embeddings=20_000)
-        add = [COMMAND, "models", "add", str(folder / name), "--name", name]
-        subprocess.run(add, env=environment(home), check=True, capture_output=True)
+    """A workspace with a model whose context is long enough for minutes of talk."""
+    home, folder = tmp_path_factory.mktemp("home"), tmp_path_factory.mktemp("inputs") / "left"
+    tiny_llama(folder, dtype="float32", max_position_embeddings=20_000)
+    assert run_command(["models", "add", str(folder), "--name", "left", "--home", str(home), "-q"]) == 0
     return home
 
 
@@ -60,26 +57,29 @@ class Terminal:
     def type(self, keys: bytes) -> None:
         os.write(self.descriptor, keys)
 
-    def wait_for(self, text: str, seconds: float = 30) -> str:
-        """What is shown up to and with `text`; it is read only once."""
-        until = time.monotonic() + seconds
-        while (found := ESCAPES.sub(b"", self.seen).decode(errors="replace")).find(text) < 0:
-            ready, _, _ = select.select([self.descriptor], [], [], max(0, until - time.monotonic()))
-            assert ready, f"no {text!r} in {found!r}"
-            self._read()
-        before, _, after = found.partition(text)
-        self.seen = after.encode()
-        return before
+    def say(self, line: bytes, *answers: str) -> None:
+        """Type a line at the prompt, and wait for what shall be shown, and for the next prompt."""
+        self.type(line + b"\r")
+        for text in (*answers, ">"):
+            self.wait_for(text)
 
-    def end(self, seconds: float = 60) -> int:
+    def wait_for(self, text: str) -> None:
+        """Read up to and with `text`; what is shown is read only once."""
+        while (found := ESCAPES.sub(b"", self.seen).decode(errors="replace")).find(text) < 0:
+            assert self.read(), f"no {text!r} in {found!r}"
+        self.seen = found.partition(text)[2].encode()
+
+    def end(self) -> int:
         """Read to the end; the exit code."""
-        until = time.monotonic() + seconds
-        while time.monotonic() < until and self._read():
+        while self.read():
             pass
         _, status = os.waitpid(self.pid, 0)
         return os.waitstatus_to_exitcode(status)
 
-    def _read(self) -> bool:
+    def read(self, seconds: float = 30) -> bool:
+        """Read more; False at the end."""
+        ready, _, _ = select.select([self.descriptor], [], [], seconds)
+        assert ready, f"nothing was shown for {seconds} seconds"
         try:
             piece = os.read(self.descriptor, 65536)
         except OSError:
@@ -98,25 +98,19 @@ def talk(home: Path) -> Iterator[Terminal]:
 
 
 def test_ctrl_c_ends_an_answer_and_the_conversation_goes_on(talk: Terminal, home: Path, tmp_path: Path) -> None:
-    talk.wait_for("/help lists the orders")
+    talk.wait_for("Ctrl-D leaves")
     talk.wait_for(">")
     talk.type(b"tell me a long story\r")
-    talk.wait_for("story")
     while len(talk.seen) < 2000:
-        talk._read()
+        assert talk.read()
     talk.type(CTRL_C)
     talk.wait_for(" tokens/s, first after")
-    talk.type(b"/params max_tokens 5\r")
-    talk.wait_for("temperature 0.0, max_tokens 5")
-    talk.type(b"and now?\\\rshort\r")
-    talk.wait_for("5 tokens, ")
-    talk.type(f"/save {tmp_path / 'talk.jsonl'}\r".encode())
-    talk.wait_for("makes it a dataset")
-    talk.type(b"/beside right\r")
-    talk.wait_for("model: left and right")
-    talk.type(b"both\r")
-    talk.wait_for("left: 5 tokens")
-    talk.wait_for("right: 5 tokens")
+    talk.wait_for(">")
+    talk.say(b"/params max_tokens 5", "temperature 0.0, max_tokens 5")
+    talk.say(b"and now?\\\rshort", "5 tokens, ", "first after")
+    talk.say(f"/save {tmp_path / 'talk.jsonl'}".encode(), "makes it a dataset")
+    talk.say(b"/beside left", "model: left and left")
+    talk.say(b"both", "left: 5 tokens", "left: 5 tokens", "first after")
     talk.type(CTRL_D)
 
     (row,) = [json.loads(line) for line in (tmp_path / "talk.jsonl").read_text().splitlines()]
@@ -129,11 +123,11 @@ def test_ctrl_c_ends_an_answer_and_the_conversation_goes_on(talk: Terminal, home
 
 def test_a_killed_run_is_gone_on_with_and_every_row_is_answered_once(home: Path, tmp_path: Path) -> None:
     prompts, out = tmp_path / "prompts.jsonl", tmp_path / "answers.jsonl"
-    rows = [{"prompt": f"row {number}", "id": number} for number in range(150)]
-    prompts.write_text("".join(json.dumps(row) + "\n" for row in rows[:75]) + "{bad\n" + "".join(
-        json.dumps(row) + "\n" for row in rows[75:]
+    rows = [{"prompt": f"row {number}", "id": number} for number in range(120)]
+    prompts.write_text("".join(json.dumps(row) + "\n" for row in rows[:60]) + "{bad\n" + "".join(
+        json.dumps(row) + "\n" for row in rows[60:]
     ))  # fmt: skip
-    asked = [COMMAND, "generate", "left", "--prompts", prompts, "--out", out, "--max-tokens", "40"]
+    asked = [COMMAND, "generate", "left", "--prompts", prompts, "--out", out, "--max-tokens", "24"]
     first = subprocess.Popen(asked, env=environment(home), stderr=subprocess.PIPE)
     while not out.exists() or out.read_bytes().count(b"\n") < 20:
         assert first.poll() is None
@@ -147,11 +141,11 @@ def test_a_killed_run_is_gone_on_with_and_every_row_is_answered_once(home: Path,
     other = subprocess.run([*asked, "--seed", "1"], env=environment(home), capture_output=True, text=True, timeout=60)
 
     answers = [json.loads(line) for line in out.read_text().splitlines()]
-    assert there < 151
-    assert f"going on behind {there} of 151 rows" in again.stderr
+    assert there < 121
+    assert f"going on behind {there} of 121 rows" in again.stderr
     assert again.returncode == 1  # the bad row
-    assert [answer["index"] for answer in answers] == list(range(151))
-    assert [answer.get("id") for answer in answers] == [*range(75), None, *range(75, 150)]
-    assert [number for number, answer in enumerate(answers) if "error" in answer] == [75]
-    assert all(answer["usage"]["completion_tokens"] <= 40 for answer in answers if "usage" in answer)
+    assert [answer["index"] for answer in answers] == list(range(121))
+    assert [answer.get("id") for answer in answers] == [*range(60), None, *range(60, 120)]
+    assert [number for number, answer in enumerate(answers) if "error" in answer] == [60]
+    assert all(answer["usage"]["completion_tokens"] <= 24 for answer in answers if "usage" in answer)
     assert other.returncode == 5
