@@ -24,9 +24,10 @@ class _Step:
     sin: Tensor
     places: Tensor  # (T,) position in a cache layer laid out flat
     decode: Sequence[Piece]
-    # (D,) their slots, in the order of the rows, or None where row i is slot i
+    # (D,) their slots, counted from the first, in the order of the rows, or None where row i is slot first + i
     slots: Tensor | None
-    span: int  # slots that the decoding attention looks through
+    first: int  # the slots that the decoding attention looks through
+    span: int
     length: int  # positions that it looks at
     mask: Tensor | None  # (span, 1, 1, length)
     prompts: Sequence[Piece]
@@ -92,7 +93,8 @@ class Runner:
             first = _slot(piece) * self.cache.length
             places += [first + number for number in numbers]
         at = torch.tensor(positions, device=self.device)
-        slots = [_slot(piece) for piece in decode]
+        lowest = min((_slot(piece) for piece in decode), default=0)
+        slots = [_slot(piece) - lowest for piece in decode]
         span = max(slots, default=-1) + 1
         length = max((piece.start + 1 for piece in decode), default=0)
         return _Step(
@@ -101,17 +103,18 @@ class Runner:
             places=torch.tensor(places, device=self.device),
             decode=decode,
             slots=None if slots == list(range(span)) else torch.tensor(slots, device=self.device),
+            first=lowest,
             span=span,
             length=length,
-            mask=self._decode_mask(decode, span, length) if len(decode) > 1 or span > 1 else None,
+            mask=self._decode_mask(slots, decode, length) if len(decode) > 1 or span > 1 else None,
             prompts=prompts,
         )
 
-    def _decode_mask(self, decode: Sequence[Piece], span: int, length: int) -> Tensor:
+    def _decode_mask(self, slots: Sequence[int], decode: Sequence[Piece], length: int) -> Tensor:
         # a slot that takes no part sees one position, as softmax over nothing is NaN
-        ends = [1] * span
-        for piece in decode:
-            ends[_slot(piece)] = piece.start + 1
+        ends = [1] * (max(slots) + 1)
+        for slot, piece in zip(slots, decode, strict=True):
+            ends[slot] = piece.start + 1
         seen = torch.arange(length, device=self.device) < torch.tensor(ends, device=self.device)[:, None]
         mask = torch.zeros(seen.shape, dtype=self.dtype, device=self.device).masked_fill_(~seen, float("-inf"))
         return mask[:, None, None, :]
@@ -159,8 +162,9 @@ class Runner:
         if step.slots is not None:
             spread = queries.new_zeros((step.span, *queries.shape[1:]))
             queries = spread.index_copy_(0, step.slots, queries)
-        keys = keys[: step.span, : step.length].transpose(1, 2)
-        values = values[: step.span, : step.length].transpose(1, 2)
+        end = step.first + step.span
+        keys = keys[step.first : end, : step.length].transpose(1, 2)
+        values = values[step.first : end, : step.length].transpose(1, 2)
         seen = F.scaled_dot_product_attention(queries, keys, values, attn_mask=step.mask)
         return seen if step.slots is None else seen[step.slots]
 
