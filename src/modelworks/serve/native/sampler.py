@@ -11,7 +11,7 @@ from torch import Tensor
 from modelworks.serve.native.guide import mask
 from modelworks.serve.native.sequence import Sequence
 
-# Enough for nearly every top-p; rows that need more are sorted whole.
+# Enough for nearly every top-p; rows that need more are looked at again with eight times as many.
 _CANDIDATES = 128
 
 
@@ -81,27 +81,32 @@ def _draw(logits: Tensor, sequences: Rows[Sequence], draws: Rows[float]) -> Tens
         least = column([math.log(each.min_p) if each.min_p else -math.inf for each in asked])
         logits = logits.masked_fill(logits < least, -math.inf)
     # By the inverse of the cumulated distribution in the vocabulary's own order: a rounding difference moves the
-    # borders a little, where a sorted order could swap neighbours. Double precision keeps 100k terms exact enough.
-    cumulated = torch.softmax(logits, dim=-1, dtype=torch.float64).cumsum(dim=-1)
+    # borders a little, where a sorted order could swap neighbours. A double sum keeps 100k terms exact enough.
+    cumulated = logits.exp().cumsum(dim=-1, dtype=torch.float64)
     points = column(draws) * cumulated[:, -1:]
     return torch.searchsorted(cumulated, points, right=True).squeeze(1).clamp(max=logits.shape[-1] - 1)
 
 
 def _thresholds(logits: Tensor, ks: Rows[int], top_ps: Rows[float]) -> Tensor:
     """The least logit (N, 1) that each row keeps: of its k best, the fewest whose probabilities reach top-p."""
-    vocab = logits.shape[-1]
-    width = min(_CANDIDATES, vocab)
-    k, p = torch.tensor(ks, device=logits.device)[:, None], torch.tensor(top_ps, device=logits.device)[:, None]
+    vocab, device = logits.shape[-1], logits.device
+    k, p = torch.tensor(ks, device=device)[:, None], torch.tensor(top_ps, device=device)[:, None]
     everything = logits.logsumexp(dim=-1, keepdim=True)
-    while True:
-        best = logits.topk(width, dim=-1).values
+    least = torch.full_like(everything, float("-inf"))
+    rows, width = torch.arange(len(ks), device=device), min(_CANDIDATES, vocab)
+    while len(rows):
+        best = logits[rows].topk(width, dim=-1).values
         # top-p counts among what top-k has left
-        kept = best.masked_fill(torch.arange(width, device=logits.device) >= k, float("-inf"))
-        total = torch.where(k <= width, kept.logsumexp(dim=-1, keepdim=True), everything)
+        kept = best.masked_fill(torch.arange(width, device=device) >= k[rows], float("-inf"))
+        total = torch.where(k[rows] <= width, kept.logsumexp(dim=-1, keepdim=True), everything[rows])
         before = (kept - total).exp().cumsum(dim=-1) - (kept - total).exp()
-        in_reach = (before < p) & kept.isfinite()
-        enough = (in_reach.sum(dim=-1, keepdim=True) < width) | (p >= 1)
-        if width == vocab or bool(enough.all()):
-            least = kept.masked_fill(~in_reach, float("inf")).amin(dim=-1, keepdim=True)
-            return torch.where((p >= 1) & (k > width), float("-inf"), least)
-        width = vocab
+        in_reach = (before < p[rows]) & kept.isfinite()
+        all_kept = (p[rows] >= 1) & (k[rows] == vocab)
+        found = kept.masked_fill(~in_reach, float("inf")).amin(dim=-1, keepdim=True)
+        least[rows] = found.masked_fill(all_kept, float("-inf"))
+        # what top-k leaves must be seen whole, for top-p is a share of it
+        seen = (k[rows] <= width) | (k[rows] == vocab)
+        enough = seen & ((in_reach.sum(dim=-1, keepdim=True) < width) | (p[rows] >= 1))
+        rows = rows[~enough.squeeze(1)] if width < vocab else rows[:0]
+        width = min(8 * width, vocab)
+    return least

@@ -10,7 +10,7 @@ import torch
 
 from modelworks.core.generation import GenerateRequest
 from modelworks.serve.native.detokenize import Detokenizer
-from modelworks.serve.native.sampler import _steer, sample
+from modelworks.serve.native.sampler import _steer, _thresholds, sample
 from modelworks.serve.native.scoring import score
 from modelworks.serve.native.sequence import Sequence
 
@@ -65,6 +65,19 @@ def test_top_p_over_a_flat_distribution_keeps_that_share_of_it() -> None:
     best = set(logits[0].topk(VOCAB // 2 + 2).indices.tolist())
     assert drawn <= best
     assert len(drawn) > 480
+
+
+def test_many_candidates_are_cut_as_a_whole_sort_would_in_any_company() -> None:
+    torch.manual_seed(0)
+    logits = torch.randn(5, 5000)
+    ks, ps = [300, 300, 5000, 5000, 7], [1.0, 0.5, 0.9, 1.0, 1.0]
+
+    kept = (logits >= _thresholds(logits, ks, ps)).sum(dim=1).tolist()
+
+    for row, (k, p) in enumerate(zip(ks, ps, strict=True)):
+        best = logits[row].double().sort(descending=True).values[:k].softmax(dim=0)
+        assert abs(kept[row] - int((best.cumsum(dim=0) - best < p).sum())) <= 1  # rounding
+        assert kept[row] == (logits[row] >= _thresholds(logits[row : row + 1], [k], [p])).sum().item()
 
 
 def test_the_same_seed_draws_the_same_alone_and_in_company() -> None:
