@@ -191,7 +191,7 @@ def test_a_prompt_on_stdin_is_answered(stocked: Path) -> None:
     answers = [json.loads(line) for line in ran.stdout.splitlines()]
     assert ran.returncode == 0, ran.stderr
     assert [answer["id"] for answer in answers] == [1, 2]
-    assert all(answer["completion_tokens"] <= 4 for answer in answers)
+    assert all(answer["usage"]["completion_tokens"] <= 4 for answer in answers)
 
 
 def test_a_server_of_the_workspace_answers_chat(stocked: Path) -> None:

@@ -29,7 +29,7 @@ ORDERS: Mapping[str, tuple[str, str]] = {
     "/retry": ("", "ask the last question again"),
     "/undo": ("", "forget the last question and its answer"),
     "/reset": ("", "forget what was said (/clear does too)"),
-    "/save": ("FILE", "append the conversation to FILE.jsonl, as `modelworks upload` reads it"),
+    "/save": ("FILE", "append the conversation to FILE, as `modelworks upload` reads it"),
     "/quit": ("", "leave, as Ctrl-D does"),
 }
 Ask: TypeAlias = Callable[[str], None]

@@ -19,6 +19,9 @@ from modelworks.cli.options import Session
 from modelworks.cli.sampling import DEFAULT_MAX_TOKENS
 from modelworks.core.errors import ModelworksError
 
+# What a model writes must not steer the terminal: no escapes, no bells.
+_HARMLESS = dict.fromkeys({*range(32), *range(127, 160)} - {9, 10})
+
 
 @dataclass
 class Talk:
@@ -65,7 +68,7 @@ class Talk:
             def tell(side: int, text: str) -> None:
                 said[side].hear(text)
                 if columns:
-                    columns.tell(side, text)
+                    columns.tell(side, text.translate(_HARMLESS))
                 elif len(bodies) == 1:
                     _write(text)
 
@@ -119,5 +122,5 @@ class Said:
 
 
 def _write(text: str) -> None:
-    click.echo(text, nl=False)
+    click.echo(text.translate(_HARMLESS) if sys.stdout.isatty() else text, nl=False)
     sys.stdout.flush()
