@@ -209,6 +209,27 @@ def test_base_rows_and_every_adapter_are_right_in_every_order(tmp_path: Path) ->
             torch.testing.assert_close(logits, expected[name], **CLOSE)
 
 
+def test_base_rows_beside_as_many_adapters_as_there_are_slots_are_right(tmp_path: Path) -> None:
+    folder = tiny_llama(tmp_path / "model", dtype="float32")
+    model = open_model(folder)
+    prompt, follow = some_tokens(7, 9), some_tokens(8, 2)
+    expected: dict[str | None, torch.Tensor] = {None: reference(folder, prompt + follow)[8:]}
+    for seed in range(8):  # the slots there are
+        own = f"adapter {seed}"
+        path = tiny_adapter(tmp_path / own, folder, seed, rank=1 + seed % 3, targets=("q_proj", "v_proj", "down_proj"))
+        model.adapters.add(own, path)
+        expected[own] = reference(folder, prompt + follow, path)[8:]
+    names = list(expected)
+
+    for turn in range(len(names)):
+        rows = (names[turn:] + names[:turn])[:: -1 if turn % 2 else 1]
+        rows.insert(turn, None)
+        answers = [answer(str(i), prompt, name) for i, name in enumerate(rows)]
+        found = read_logits(model, answers, [follow] * len(rows), tokens_per_step=32)
+        for name, logits in zip(rows, found, strict=True):
+            torch.testing.assert_close(logits, expected[name], **CLOSE)
+
+
 def test_an_adapter_taken_out_leaves_the_others_as_they_were(tmp_path: Path) -> None:
     folder = tiny_llama(tmp_path / "model", dtype="float32")
     model = open_model(folder)
