@@ -477,7 +477,8 @@ class Bench:
             driven: dict[str, Driven] = {}
             for tool in tools:
                 try:
-                    driven[tool] = self.start("modelworks" if tool == "adapters" else tool, stack)
+                    same = driven.get("modelworks") if tool == "adapters" else None
+                    driven[tool] = same or self.start("modelworks" if tool == "adapters" else tool, stack)
                 except (RuntimeError, OSError, subprocess.SubprocessError) as error:
                     self.skipped[tool] = str(error)[-300:]
                     print(f"{tool} is left out: {self.skipped[tool]}", flush=True)

@@ -32,6 +32,7 @@ import pytest
 from artifacts import as_model
 from engines import answer_to, ask, gateway_over
 from modelworks.core import caller
+from modelworks.core.config import count_gpus
 from modelworks.core.errors import DeadlinePassed, Invalid, ModelworksError, OutOfMemory, Unavailable, Unsupported
 from modelworks.core.generation import ChatMessage, Failed, Finished, GenerateRequest, Guide, Started, Token
 from modelworks.core.states import DeploymentState
@@ -239,3 +240,19 @@ def test_a_form_that_no_token_can_go_on_ends_its_own_answer(tmp_path: Path) -> N
     assert (end.reason, len(bench.text("formed")), set(bench.text("formed")) <= set("ab")) == ("stop", 3, True)
     with pytest.raises(Invalid):
         bench.ask("impossible", "Once", guide=Guide("regex", "(["))
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not count_gpus(), reason="gpu")
+def test_an_engine_on_a_gpu_answers_as_on_the_cpu_and_comes_back_when_killed(tmp_path: Path) -> None:
+    base = as_model(tiny_llama(tmp_path / "base", dtype="float32"), "base")
+
+    async def play() -> None:
+        async with gateway_over([base], tmp_path / "logs") as gateway:
+            here = await answer_to(gateway, ask("base"))
+        async with gateway_over([base], tmp_path / "logs", device="cuda", gpus=count_gpus()) as gateway:
+            assert await answer_to(gateway, ask("base")) == here
+            os.kill(gateway.deployments()[0].pids[0], signal.SIGKILL)
+            assert await answer_to(gateway, ask("base")) == here
+
+    asyncio.run(play())
