@@ -22,6 +22,8 @@ REMEDY = (
 )
 # Together for all requests; one alone may use it all.
 _CACHED_EACH = 1024
+# Tokens that penalties count, of which it keeps a list for each request; its own default is 64.
+_LOOKS_BACK = 32_768
 
 
 def command(program: str, spec: EngineSpec, weights: Path, sees: int, port: int) -> list[str]:
@@ -37,7 +39,9 @@ def command(program: str, spec: EngineSpec, weights: Path, sees: int, port: int)
 
 def fields(request: GenerateRequest, _ends: Sequence[int]) -> JsonObject:
     """llama.cpp's own words."""
-    said: dict[str, Any] = {"repeat_penalty": request.repetition_penalty, "repeat_last_n": -1, "cache_prompt": True}
+    said: dict[str, Any] = {"repeat_penalty": request.repetition_penalty, "cache_prompt": True}
+    if request.repetition_penalty != 1 or request.presence_penalty or request.frequency_penalty:
+        said["repeat_last_n"] = _LOOKS_BACK
     if (guide := request.guide) is not None:
         if guide.kind != "json_schema":
             raise Unsupported("the engine llama_server takes JSON schemas, no other grammar; use native")
