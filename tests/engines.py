@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -46,11 +47,12 @@ def ask(model: str, prompt: str = "Once upon a time", **settings: Any) -> Genera
 
 
 async def answer_to(gateway: Gateway, request: GenerateRequest) -> tuple[str, Finished]:
+    """The text and its end, which does not tell what was reused: that depends on who asked before."""
     text, end = "", None
     async for event in gateway.generate(request):
         if isinstance(event, Token):
             text += event.text
         elif isinstance(event, Finished):
-            end = event
+            end = replace(event, cached_tokens=0)
     assert end is not None
     return text, end
