@@ -29,6 +29,7 @@ import psutil
 ROOT = Path(__file__).parent
 BIN = Path(sys.executable).parent
 BASE, TOKENS, ADAPTERS, SLOTS = "smollm2-135m", 128, 8, 32
+ENDS = (0, 2)  # of this model; answers go on behind them, so that all engines write as much
 CORES = psutil.cpu_count(logical=False) or 1
 PEERS = ("transformers", "llama.cpp", "llama.cpp f16", "openvino", "vllm")
 PARTS = ("modelworks", "engine alone", "adapters", "prefix")
@@ -248,6 +249,8 @@ async def one_over_http(url: str, model: str, chat: Any, told: dict[str, Any]) -
     host, port = url.removeprefix("http://").rstrip("/").split(":")
     body = {"model": model, "messages": chat, "max_tokens": TOKENS, "temperature": 0, "stream": True,
             "stream_options": {"include_usage": True}, "ignore_eos": True}  # fmt: skip
+    if "/" not in model:  # ours: a name, no folder
+        body["logit_bias"] = {str(token): -100 for token in ENDS}
     text = json.dumps(body).encode()
     reader, writer = await asyncio.open_connection(host, int(port))
     head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: {host}:{port}\r\nConnection: close\r\n"
@@ -303,7 +306,10 @@ def drive_alone(folder: str) -> None:
 
     def more(number: int) -> None:
         messages = tuple(ChatMessage(turn["role"], turn["content"]) for turn in waiting.pop(0))
-        request = GenerateRequest(id=str(number), model="m", messages=messages, max_tokens=TOKENS, temperature=0)
+        request = GenerateRequest(
+            id=str(number), model="m", messages=messages, max_tokens=TOKENS, temperature=0,
+            logit_bias=tuple((token, -100.0) for token in ENDS),
+        )  # fmt: skip
         last[request.id] = time.perf_counter()
         loop.put(model.make_sequence(request, None))
 
