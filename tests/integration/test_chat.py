@@ -127,7 +127,7 @@ def test_a_killed_run_is_gone_on_with_and_every_row_is_answered_once(home: Path,
     prompts.write_text("".join(json.dumps(row) + "\n" for row in rows[:60]) + "{bad\n" + "".join(
         json.dumps(row) + "\n" for row in rows[60:]
     ))  # fmt: skip
-    asked = [COMMAND, "generate", "left", "--prompts", prompts, "--out", out, "--max-tokens", "24"]
+    asked = [str(COMMAND), "generate", "left", "--prompts", str(prompts), "--out", str(out), "--max-tokens", "24"]
     first = subprocess.Popen(asked, env=environment(home), stderr=subprocess.PIPE)
     while not out.exists() or out.read_bytes().count(b"\n") < 20:
         assert first.poll() is None

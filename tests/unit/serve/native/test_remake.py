@@ -16,6 +16,7 @@ from modelworks.serve import wire
 from modelworks.serve.engine import EngineSpec, EngineStats
 from modelworks.serve.native.loop import Loop
 from modelworks.serve.native.model import load
+from modelworks.serve.native.runner import Runner
 from modelworks.serve.wire import AskStats, Cancel, Remade, Remake, Report
 from tiny import tiny_llama
 
@@ -69,6 +70,8 @@ def test_weights_put_in_compute_as_those_of_a_checkpoint(tmp_path: Path, tied: b
     bench.run_until("change")
 
     assert bench.told == [("change", Remade({"made": "new"}))]
+    assert isinstance(bench.model.runner, Runner)
+    assert isinstance(expected.runner, Runner)
     ours, theirs = bench.model.runner._weights, expected.runner._weights
     x = torch.randn(3, 16)
     assert torch.equal(ours.embedding, theirs.embedding)
