@@ -62,6 +62,10 @@ class ImportReport:
     # what was guessed, left out, or should be looked at
     notes: tuple[str, ...]
 
+    @property
+    def rows(self) -> int:
+        return self.train_rows + self.validation_rows
+
     def facts(self) -> JsonObject:
         """The fields that Dataset adds to Artifact."""
         return {

@@ -94,9 +94,7 @@ async def upload_dataset(request: Request, app: App) -> wire.UploadedOut:
         options = {"name": dataset_name(label), "on_bad_rows": "skip", "replace": "true"}
         made = await run_in_threadpool(import_upload, app, inbox.place_for(label), label, options)
     validation = {"valid": not made.report.bad_rows, "errors": [str(problem) for problem in made.report.problems]}
-    return wire.UploadedOut(
-        filename=label, num_examples=made.report.train_rows + made.report.validation_rows, validation=validation
-    )
+    return wire.UploadedOut(filename=label, num_examples=made.report.rows, validation=validation)
 
 
 @router.get("/api/datasets")
