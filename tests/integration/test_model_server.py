@@ -104,7 +104,9 @@ def test_an_entry_gets_the_roles_its_caller_sent_and_answers_over_the_openai_api
     messages[1]["role"] = "assistant"
     answer = post(url, "/v1/chat/completions", {"model": "scripted", "messages": messages})
     assert answer["choices"][0]["message"]["content"] == "http://hello: user=a assistant=b user=c"
-    assert answer["usage"] == {"prompt_tokens": 3, "completion_tokens": 4, "total_tokens": 7}
+    assert answer["usage"] == {
+        "prompt_tokens": 3, "completion_tokens": 4, "total_tokens": 7, "prompt_tokens_details": {"cached_tokens": 0}
+    }  # fmt: skip
     listed = requests.get(f"{url}/v1/models", timeout=60).json()["data"]
     assert {"scripted", "narrow", "org/tiny", "tuned"} <= {card["id"] for card in listed}
 

@@ -114,7 +114,8 @@ def test_loss_and_gradients_are_those_of_trl(
     (ours, our_gradients), (theirs, their_gradients) = found
     assert ours == pytest.approx(theirs, abs=1e-5)
     assert abs(ours - math.log(2)) > 1e-3
-    assert torch.allclose(our_gradients, their_gradients, atol=1e-5)
+    # ipo's are ten times as large as the others'
+    assert (our_gradients - their_gradients).abs().max() < 1e-5 * max(1.0, float(their_gradients.abs().max()))
 
 
 def test_the_reference_is_asked_about_no_row_twice(tmp_path: Path, inputs: dict[str, Any]) -> None:

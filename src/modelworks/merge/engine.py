@@ -79,9 +79,9 @@ def merge(
     def take(step: Step, seen: Seen | None) -> None:
         nonlocal done
         engine.findings.take(step.output.name, seen)
-        each_tensor(step.output.name)
         done += step.output.size_bytes
         watch.progress(done, plan.size_bytes, "bytes", stage="merging", tensor=step.output.name)
+        each_tensor(step.output.name)
 
     with one_thread(), ExitStack() as stack:
         engine.open(stack)

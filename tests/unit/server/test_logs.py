@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import json
 import logging
+import subprocess
+import sys
 
 import pytest
 
@@ -48,3 +50,19 @@ def test_a_traceback_is_kept_without_its_secrets() -> None:
         body = line("bug", exc_info=(ValueError, error, error.__traceback__))
 
     assert "ValueError: ***" in str(body["traceback"])
+
+
+def test_who_does_not_read_the_log_stops_nobody() -> None:
+    script = (
+        "import logging; from modelworks.core.config import Settings; from modelworks.server.logs import log_to_stderr\n"
+        "log_to_stderr(Settings())\n"
+        "for number in range(5000): logging.getLogger('modelworks').info('line %d of a long log', number)\n"
+        "print('went on', flush=True)"
+    )
+    process = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert process.stdout is not None
+
+    assert process.stdout.readline() == b"went on\n"
+
+    process.kill()
+    process.communicate()
