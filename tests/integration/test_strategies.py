@@ -303,11 +303,16 @@ def test_the_real_model_learns(tmp_path: Path, smollm2: Path, strategy: str) -> 
         "pairs": preferences(tmp_path / "pairs", doubted, validation=4),
     }
     job = FakeJob(tmp_path / "job", inputs=inputs)
-    params = {"max_new_tokens": 16, "reward_steps": 6, "reward_learning_rate": 1e-3} if strategy == "rlhf" else {}
+    params = (
+        {"max_new_tokens": 8, "num_generations": 2, "reward_steps": 6, "reward_learning_rate": 1e-3}
+        if strategy == "rlhf"
+        else {}
+    )
 
     run(
         spec(
-            strategy, params=params, max_steps=6, per_device_train_batch_size=8, learning_rate=1e-3, lora_r=8,
+            strategy, params=params, max_steps=2 if strategy == "rlhf" else 6, per_device_train_batch_size=8,
+            learning_rate=1e-3, lora_r=8,
             save_steps=50,
         ),
         job,

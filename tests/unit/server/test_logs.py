@@ -54,8 +54,8 @@ def test_a_traceback_is_kept_without_its_secrets() -> None:
 
 def test_who_does_not_read_the_log_stops_nobody() -> None:
     script = (
-        "import logging; from modelworks.core.config import Settings; from modelworks.server.logs import log_to_stderr\n"
-        "log_to_stderr(Settings())\n"
+        "import logging; from modelworks.core.config import Settings; from modelworks.server import logs\n"
+        "logs.log_to_stderr(Settings())\n"
         "for number in range(5000): logging.getLogger('modelworks').info('line %d of a long log', number)\n"
         "print('went on', flush=True)"
     )
