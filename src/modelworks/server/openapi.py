@@ -125,6 +125,7 @@ def _response(path: str, error: ModelworksError, when: str, schemas: Json) -> Js
 def _schema_name(path: str) -> str:
     named = {
         texts.OURS: "ProblemDetails",
+        "/metrics": "ProblemDetails",
         texts.OPENAI: "OpenAIError",
         "/slm/": "SlmError",
         "/api/v1/": "ModelServerError",
