@@ -1,6 +1,6 @@
 # The same words for people and for CI. `make help` lists them.
 .DEFAULT_GOAL := help
-.PHONY: help setup demo check test e2e bench bench-merge docs clean
+.PHONY: help setup demo check test e2e bench bench-merge bench-train bench-serve docs clean
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
@@ -56,6 +56,12 @@ bench: setup ## Measure speed and memory, as ratios in one run
 
 bench-merge: setup ## Measure merging beside mergekit and merging-eval (an hour, 20 GB)
 	$(BIN)/python benchmarks/merge.py
+
+bench-train: setup ## Measure training beside TRL, and that every strategy learns (an hour, 2 GB)
+	$(BIN)/python benchmarks/train.py
+
+bench-serve: setup ## Measure serving beside transformers, llama.cpp, vLLM and OpenVINO (half an hour, 6 GB)
+	$(BIN)/python benchmarks/serve.py
 
 docs: setup ## Write docs/reference from the code
 	$(BIN)/python docs/generate.py

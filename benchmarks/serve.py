@@ -1,6 +1,6 @@
 """How fast models are served, beside other engines and what this machine can do at most.
 
-`python benchmarks/serve.py` runs it. All engines stand ready at once and are asked in turn, `--repeats` times, with the
+`make bench-serve` runs it. All engines stand ready at once and are asked in turn, `--repeats` times, with the
 same prompts, which no round repeats; servers over HTTP from a client process. Peers live in virtual environments of
 their own under `--work`, made at the first run; one that cannot be had is left out with the reason.
 """

@@ -45,14 +45,19 @@ LEARNS: dict[str, tuple[str, dict[str, Any], str, int]] = {
     "qlora": ("rows", {}, "loss", -1),
     "pretrain": ("plain", {"max_length": 256}, "loss", -1),
     "dpo": ("pairs", {"learning_rate": 1e-4}, "rewards/margins", 1),
-    "orpo": ("pairs", {"learning_rate": 1e-4}, "rewards/margins", 1),
+    "orpo": ("pairs", {"learning_rate": 1e-4}, "log_odds_chosen", 1),
     "kto": ("rated", {"learning_rate": 1e-4}, "rewards/margins", 1),
-    "reward": ("pairs", {"learning_rate": 1e-4}, "margin", 1),
+    "reward": ("pairs", {"learning_rate": 5e-4}, "margin", 1),
     "rlhf": ("pairs", {"learning_rate": 1e-4, "params": SHORT | {"reward_steps": 8}}, "reward", 1),
-    # Answers are to have 40 characters.
+    # Answers are to have 100 characters.
     "grpo": (
         "rows",
-        {"learning_rate": 1e-4, "params": SHORT | {"rewards": [{"name": "length", "length": 40}]}},
+        {
+            "learning_rate": 1e-4,
+            "max_steps": 20,
+            "per_device_train_batch_size": 16,
+            "params": {"num_generations": 8, "max_new_tokens": 48, "rewards": [{"name": "length", "length": 100}]},
+        },
         "reward",
         1,
     ),
