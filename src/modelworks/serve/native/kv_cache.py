@@ -22,7 +22,7 @@ class CacheShape:
 
 
 class KvCache:
-    """Per layer one tensor of keys and one of values, each (slots, positions, kv_heads, head_size).
+    """Per layer one tensor of keys and one of values, each (slots, kv_heads, positions, head_size).
 
     All slots are as long as the longest one. `budget_bytes` is what they may take together, but one sequence of
     `max_context` positions always fits.
@@ -51,7 +51,7 @@ class KvCache:
 
     @property
     def length(self) -> int:
-        return self.keys[0].shape[1]
+        return self.keys[0].shape[2]
 
     @property
     def used_tokens(self) -> int:
@@ -78,13 +78,13 @@ class KvCache:
         for tensors in (self.keys, self.values):
             for layer, old in enumerate(tensors):
                 tensors[layer] = self._empty(slots, length)
-                old = old[:slots, :length]
-                tensors[layer][: old.shape[0], : old.shape[1]] = old
+                old = old[:slots, :, :length]
+                tensors[layer][: old.shape[0], :, : old.shape[2]] = old
 
     def copy(self, source: int, target: int, count: int) -> None:
         """Copy the first `count` positions of a slot into another."""
         for tensor in (*self.keys, *self.values):
-            tensor[target, :count] = tensor[source, :count]
+            tensor[target, :, :count] = tensor[source, :, :count]
 
     def wipe(self, slot: int) -> None:
         """Forget a slot that may hold NaN, which no mask would hold back."""
@@ -99,7 +99,7 @@ class KvCache:
 
     def _empty(self, slots: int, length: int) -> Tensor:
         # zeros: a masked position still enters a product with weight 0, and 0 times a stray NaN is NaN
-        size = (slots, length, self._shape.kv_heads, self._shape.head_size)
+        size = (slots, self._shape.kv_heads, length, self._shape.head_size)
         return torch.zeros(size, dtype=self._dtype, device=self._device)
 
 

@@ -22,7 +22,7 @@ class _Step:
 
     cos: Tensor  # (T, 1, head)
     sin: Tensor
-    places: Tensor  # (T,) position in a cache layer laid out flat
+    places: Tensor  # (T * kv,) where each key goes in a cache layer laid out flat
     decode: Sequence[Piece]
     # (D,) their slots, counted from the first, in the order of the rows, or None where row i is slot first + i
     slots: Tensor | None
@@ -90,9 +90,9 @@ class Runner:
         for piece in (*decode, *prompts):
             numbers = range(piece.start, piece.start + piece.count)
             positions += numbers
-            first = _slot(piece) * self.cache.length
-            places += [first + number for number in numbers]
+            places += [_slot(piece) * self._shape.kv_heads * self.cache.length + number for number in numbers]
         at = torch.tensor(positions, device=self.device)
+        heads = torch.arange(self._shape.kv_heads, device=self.device) * self.cache.length
         lowest = min((_slot(piece) for piece in decode), default=0)
         slots = [_slot(piece) - lowest for piece in decode]
         span = max(slots, default=-1) + 1
@@ -100,7 +100,7 @@ class Runner:
         return _Step(
             cos=self._cos[at],
             sin=self._sin[at],
-            places=torch.tensor(places, device=self.device),
+            places=(torch.tensor(places, device=self.device)[:, None] + heads).flatten(),
             decode=decode,
             slots=None if slots == list(range(span)) else torch.tensor(slots, device=self.device),
             first=lowest,
@@ -130,8 +130,8 @@ class Runner:
             turned = torch.cat((self._norm(queries, layer.query_norm), self._norm(keys, layer.key_norm)), dim=1)
         turned = torch.addcmul(turned * step.cos, turned.roll(shape.head_size // 2, -1), step.sin)
         queries, keys = turned.tensor_split((shape.heads,), dim=1)
-        self.cache.keys[index].flatten(0, 1).index_copy_(0, step.places, keys)
-        self.cache.values[index].flatten(0, 1).index_copy_(0, step.places, values)
+        for held, new in ((self.cache.keys[index], keys), (self.cache.values[index], values)):
+            held.view(-1, shape.head_size).index_copy_(0, step.places, new.reshape(-1, shape.head_size))
 
         seen = self._attend(index, queries, step).reshape(x.shape[0], -1)
         x = adapters.add_to(layer.linear[OUT].plus(seen, x), seen, index, OUT)
@@ -154,7 +154,7 @@ class Runner:
         for piece in step.prompts:
             end = piece.start + piece.count
             slot = _slot(piece)
-            parts.append(_attend_prompt(keys[slot, :end], values[slot, :end], queries[row : row + piece.count]))
+            parts.append(_attend_prompt(keys[slot, :, :end], values[slot, :, :end], queries[row : row + piece.count]))
             row += piece.count
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
@@ -163,8 +163,7 @@ class Runner:
             spread = queries.new_zeros((step.span, *queries.shape[1:]))
             queries = spread.index_copy_(0, step.slots, queries)
         end = step.first + step.span
-        keys = keys[step.first : end, : step.length].transpose(1, 2)
-        values = values[step.first : end, : step.length].transpose(1, 2)
+        keys, values = keys[step.first : end, :, : step.length], values[step.first : end, :, : step.length]
         seen = F.scaled_dot_product_attention(queries, keys, values, attn_mask=step.mask)
         return seen if step.slots is None else seen[step.slots]
 
@@ -173,11 +172,11 @@ class Runner:
 
 
 def _attend_prompt(keys: Tensor, values: Tensor, queries: Tensor) -> Tensor:
-    """One sequence: keys and values (L, kv, head), queries (n, kv, group, head) that are the last n of the L."""
-    count, length = queries.shape[0], keys.shape[0]
+    """One sequence: keys and values (kv, L, head), queries (n, kv, group, head) that are the last n of the L."""
+    count, length = queries.shape[0], keys.shape[1]
     wide = queries.permute(1, 2, 0, 3)  # (kv, group, n, head)
-    keys = keys.transpose(0, 1)[:, None].expand(-1, wide.shape[1], -1, -1)
-    values = values.transpose(0, 1)[:, None].expand(-1, wide.shape[1], -1, -1)
+    keys = keys[:, None].expand(-1, wide.shape[1], -1, -1)
+    values = values[:, None].expand(-1, wide.shape[1], -1, -1)
     if count == length:
         seen = F.scaled_dot_product_attention(wide, keys, values, is_causal=True)
     else:
