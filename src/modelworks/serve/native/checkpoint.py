@@ -50,6 +50,10 @@ class Linear:
             return total
         return F.linear(x, self.weight, self.bias) + other
 
+    def whole(self) -> Tensor:
+        """The weight as a checkpoint has it, (out, in)."""
+        return self.weight.to_dense() if self.packed else self.weight
+
 
 @dataclass(frozen=True, slots=True)
 class Layer:

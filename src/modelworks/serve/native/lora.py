@@ -1,6 +1,7 @@
 """Several LoRA adapters of one base in one batch: all stacked in two thin products, each row seeing only its own.
 
-Hu et al. 2021, arXiv:2106.09685; the scale is alpha/r, or alpha/sqrt(r) for rsLoRA (arXiv:2312.03732).
+Hu et al. 2021, arXiv:2106.09685; the scale is alpha/r, or alpha/sqrt(r) for rsLoRA (arXiv:2312.03732). DoRA (Liu et al.
+2024, arXiv:2402.09353, eq. 5) then gives each row of the changed weight a length of its own.
 """
 
 from __future__ import annotations
@@ -19,20 +20,28 @@ from torch import Tensor
 
 from modelworks.core.errors import Invalid, Unsupported
 from modelworks.core.nouns import JsonObject
-from modelworks.serve.native.checkpoint import FUSED, sizes
+from modelworks.serve.native.checkpoint import FUSED, Weights, sizes
 from modelworks.serve.native.config import Shape
 
-_TENSOR = re.compile(r"base_model\.model\.model\.layers\.(\d+)\.(\w+\.\w+)\.lora_([AB])\.(?:default\.)?weight")
+_TENSOR = re.compile(
+    r"base_model\.model\.model\.layers\.(\d+)\.(\w+\.\w+)\.lora_(?:([AB])\.(?:default\.)?weight|(magnitude)_vector)"
+)
 # Flags of adapter_config.json that change the arithmetic in ways this engine does not follow.
-_REFUSED = ("use_dora", "modules_to_save", "fan_in_fan_out", "alora_invocation_tokens", "trainable_token_indices")
+_REFUSED = ("modules_to_save", "fan_in_fan_out", "alora_invocation_tokens", "trainable_token_indices")
+# Initialisations that change the base's own weights: without those, A and B mean nothing.
+_CHANGES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
 
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """One projection's update: `up @ down`, the scale already in `up`. down (rank, in), up (out, rank)."""
+    """One projection's update: `up @ down`, the scale already in `up`. down (rank, in), up (out, rank).
+
+    `lengths` (out,) are those that DoRA gives to the rows of the changed weight.
+    """
 
     down: Tensor
     up: Tensor
+    lengths: Tensor | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,11 +66,15 @@ class _Stack:
 class Adapters:
     """The resident adapters, by name. `select` once a step, `add_to` after every fused product."""
 
-    def __init__(self, shape: Shape, dtype: torch.dtype, device: torch.device) -> None:
-        self._shape, self._dtype, self._device = shape, dtype, device
+    def __init__(self, shape: Shape, weights: Weights) -> None:
+        self._shape, self._weights = shape, weights
+        self._dtype, self._device = weights.embedding.dtype, weights.embedding.device
         self._resident: dict[str, Adapter] = {}
         self._stacks: dict[str, _Stack] = {}
         self._masks: dict[str, Tensor] = {}
+        # Of DoRA adapters alone: by name, product and layer, what each output is multiplied by, less 1.
+        self._gains: dict[str, dict[str, list[Tensor]]] = {}
+        self._stretched: list[tuple[str, Tensor]] = []
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -70,30 +83,74 @@ class Adapters:
     def add(self, name: str, folder: Path) -> None:
         if name not in self._resident:
             adapter = read_adapter(folder, self._shape)
+            if gains := self._gains_of(adapter):
+                self._gains[name] = gains
             self._resident[name] = adapter
             self._restack()
 
     def remove(self, name: str) -> None:
+        self._gains.pop(name, None)
         if self._resident.pop(name, None) is not None:
             self._restack()
 
+    def rebase(self, weights: Weights) -> None:
+        """Be adapters of other weights from now on."""
+        self._weights = weights
+        self._gains = {name: self._gains_of(self._resident[name]) for name in self._gains}
+
     def select(self, rows: Sequence[str | None]) -> None:
         """Say which adapter each row of the coming products uses; None is the bare base."""
-        self._masks = {}
+        self._masks, self._stretched = {}, []
         if any(row is not None for row in rows):
             number = {name: index for index, name in enumerate(self._resident)}
             chosen = torch.tensor([-1 if row is None else number[row] for row in rows], device=self._device)
             self._masks = {
                 kind: (chosen[:, None] == stack.owner).to(self._dtype) for kind, stack in self._stacks.items()
             }
+            own = {name: (chosen == number[name]).nonzero().flatten() for name in self._gains if name in rows}
+            self._stretched = list(own.items())
 
-    def add_to(self, product: Tensor, x: Tensor, layer: int, kind: str) -> Tensor:
-        """Add the selected adapters' updates to `product` (rows, out), which came from `x` (rows, in); in place."""
+    def add_to(self, product: Tensor, x: Tensor, layer: int, kind: str, plus: Tensor | None = None) -> Tensor:
+        """Add the selected adapters' updates to `product` (rows, out), which came from `x` (rows, in); in place.
+
+        `plus` (rows, out) is in the product already, and no adapter's to change.
+        """
         mask = self._masks.get(kind)
         if mask is None:
             return product
         stack = self._stacks[kind]
-        return product.addmm_((x @ stack.down[layer]).mul_(mask), stack.up[layer])
+        product.addmm_((x @ stack.down[layer]).mul_(mask), stack.up[layer])
+        for name, rows in self._stretched:
+            if gains := self._gains[name].get(kind):
+                # what came from the weights: all but `plus` and the bias
+                own, bias = product[rows], self._weights.layers[layer].linear[kind].bias
+                own = own if plus is None else own.sub_(plus[rows])
+                own = own if bias is None else own.sub_(bias)
+                product.index_add_(0, rows, own.mul_(gains[layer]))
+        return product
+
+    def _gains_of(self, adapter: Adapter) -> dict[str, list[Tensor]]:
+        """For each product that DoRA changes and each layer (out,): the rows' lengths, given to found, less 1."""
+        dora = {name for (_, name), pair in adapter.pairs.items() if pair.lengths is not None}
+        layers = range(self._shape.layers)
+        return {
+            kind: [self._gain(adapter, layer, kind) for layer in layers]
+            for kind, names in FUSED.items()
+            if dora.intersection(names)
+        }
+
+    def _gain(self, adapter: Adapter, layer: int, kind: str) -> Tensor:
+        size, names = sizes(self._shape), FUSED[kind]
+        whole = self._weights.layers[layer].linear[kind].whole().float()
+        gains = []
+        for name, weight in zip(names, torch.split(whole, [size[name][0] for name in names]), strict=True):
+            pair = adapter.pairs.get((layer, name))
+            if pair is None or pair.lengths is None:
+                gains.append(weight.new_zeros(len(weight)))
+            else:
+                down, up, lengths = (part.to(self._device) for part in (pair.down, pair.up, pair.lengths))
+                gains.append(lengths / torch.addmm(weight, up, down).norm(dim=1) - 1)
+        return torch.cat(gains).to(self._dtype)
 
     def _restack(self) -> None:
         self._stacks = {}
@@ -159,18 +216,20 @@ def read_adapter(folder: Path, shape: Shape) -> Adapter:
             )
         if not tensor.isfinite().all():
             raise Invalid(f"{folder}: {name} holds NaN or infinity; the training went wrong")
-        halves.setdefault((int(match[1]), match[2]), {})[match[3]] = tensor.float()
+        halves.setdefault((int(match[1]), match[2]), {})[match[3] or match[4]] = tensor.float()
     return Adapter({key: _pair(folder, config, shape, key, found) for key, found in halves.items()})
 
 
 def _pair(folder: Path, config: JsonObject, shape: Shape, key: tuple[int, str], found: dict[str, Tensor]) -> Pair:
     layer, name = key
     outer, inner = sizes(shape)[name]
-    if set(found) != {"A", "B"}:
-        raise Invalid(f"{folder}: layer {layer}, {name} has only one half of its update")
+    lengths = found.pop("magnitude", None)
+    if set(found) != {"A", "B"} or (lengths is None) == bool(config.get("use_dora")):
+        raise Invalid(f"{folder}: layer {layer}, {name} has only a part of its update, or one that its config has not")
     down, up = found["A"], found["B"]
     rank = down.shape[0]
-    if layer >= shape.layers or tuple(down.shape) != (rank, inner) or tuple(up.shape) != (outer, rank):
+    stretched = lengths is None or tuple(lengths.shape) == (outer,)
+    if not stretched or layer >= shape.layers or tuple(down.shape) != (rank, inner) or tuple(up.shape) != (outer, rank):
         raise Invalid(
             f"{folder}: layer {layer}, {name} is {tuple(down.shape)} and {tuple(up.shape)}; this base has "
             f"{shape.layers} layers and takes (rank, {inner}) and ({outer}, rank): the adapter belongs to another model"
@@ -178,7 +237,7 @@ def _pair(folder: Path, config: JsonObject, shape: Shape, key: tuple[int, str], 
     alpha = float(
         str(_by_pattern(config, "alpha_pattern", f"model.layers.{layer}.{name}", config.get("lora_alpha", 8)))
     )
-    return Pair(down, up * (alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)))
+    return Pair(down, up * (alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)), lengths)
 
 
 def _by_pattern(config: JsonObject, key: str, module: str, default: object) -> object:
@@ -201,6 +260,8 @@ def _read_config(folder: Path) -> JsonObject:
     refused = [flag for flag in _REFUSED if config.get(flag)]
     if config.get("bias", "none") != "none":
         refused.append("bias")
+    if str(config.get("init_lora_weights")).lower().startswith(_CHANGES_BASE):
+        refused.append("init_lora_weights")
     if refused:
         raise Unsupported(f"{folder} uses {', '.join(refused)}; merge it into its base and serve the result")
     return config

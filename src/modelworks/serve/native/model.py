@@ -81,7 +81,7 @@ _Parts: TypeAlias = tuple[Runner | AnyRunner, Adapters | NoAdapters, int, frozen
 def _load_native(spec: EngineSpec, folder: Path, dtype: torch.dtype, device: torch.device) -> _Parts:
     shape = read_shape(folder)
     weights = load_weights(FolderSource(folder, dtype, device), shape)
-    adapters = Adapters(shape, dtype, device)
+    adapters = Adapters(shape, weights)
     max_context = min(spec.max_context or shape.max_context, shape.max_context)
     cache = KvCache(
         cache_shape(shape),

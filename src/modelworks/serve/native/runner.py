@@ -53,6 +53,7 @@ class Runner:
             Invalid: one is missing or has another shape; the weights stay as they were.
         """
         self._weights = load_weights(MemorySource(tensors), self._shape)
+        self._adapters.rebase(self._weights)
 
     @torch.inference_mode()
     def forward(self, pieces: Sequence[Piece]) -> Tensor:
@@ -134,12 +135,12 @@ class Runner:
             held.view(-1, shape.head_size).index_copy_(0, step.places, new.reshape(-1, shape.head_size))
 
         seen = self._attend(index, queries, step).reshape(x.shape[0], -1)
-        x = adapters.add_to(layer.linear[OUT].plus(seen, x), seen, index, OUT)
+        x = adapters.add_to(layer.linear[OUT].plus(seen, x), seen, index, OUT, x)
         normed = self._norm(x, layer.mlp_norm)
         gate_up = adapters.add_to(layer.linear[GATE_UP](normed), normed, index, GATE_UP)
         gate, up = gate_up.chunk(2, dim=-1)
         inner = (F.gelu(gate, approximate="tanh") if shape.gemma else F.silu(gate)).mul_(up)
-        return adapters.add_to(layer.linear[DOWN].plus(inner, x), inner, index, DOWN)
+        return adapters.add_to(layer.linear[DOWN].plus(inner, x), inner, index, DOWN, x)
 
     def _attend(self, index: int, queries: Tensor, step: _Step) -> Tensor:
         """Attention of (T, heads, head) queries; the `group` queries of a key head go together, nothing is repeated."""

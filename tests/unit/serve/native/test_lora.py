@@ -15,7 +15,7 @@ from tiny import tiny_adapter, tiny_llama
 
 @pytest.mark.parametrize(
     ("setting", "value"),
-    [("use_dora", True), ("modules_to_save", ["embed_tokens"]), ("bias", "all"), ("fan_in_fan_out", True)],
+    [("modules_to_save", ["embed_tokens"]), ("bias", "all"), ("fan_in_fan_out", True), ("init_lora_weights", "pissa")],
 )
 def test_what_changes_the_arithmetic_is_refused_by_name(tmp_path: Path, setting: str, value: object) -> None:
     base = tiny_llama(tmp_path / "model")
@@ -24,6 +24,17 @@ def test_what_changes_the_arithmetic_is_refused_by_name(tmp_path: Path, setting:
     (folder / "adapter_config.json").write_text(json.dumps(config | {setting: value}))
 
     with pytest.raises(Unsupported, match=setting):
+        read_adapter(folder, read_shape(base))
+
+
+@pytest.mark.parametrize("trained", [True, False])
+def test_lengths_without_their_flag_and_the_flag_without_lengths_are_refused(tmp_path: Path, trained: bool) -> None:
+    base = tiny_llama(tmp_path / "model")
+    folder = tiny_adapter(tmp_path / "adapter", base, use_dora=trained)
+    config = json.loads((folder / "adapter_config.json").read_text())
+    (folder / "adapter_config.json").write_text(json.dumps(config | {"use_dora": not trained}))
+
+    with pytest.raises(Invalid, match=r"layer 0, self_attn.q_proj has only a part of its update"):
         read_adapter(folder, read_shape(base))
 
 
