@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from modelworks.core.errors import Invalid
 from modelworks.core.nouns import JsonObject
 from modelworks.data.pairs import EncodedPairs, EncodedRatings, Pair, encode_pairs
+from modelworks.train.cutting import AllLabelsMasked
 from modelworks.train.strategy import Setup
 
 
@@ -14,7 +14,7 @@ def read_pairs(setup: Setup) -> tuple[EncodedPairs, EncodedPairs, JsonObject]:
     """The pairs to learn, those that are held out, and what they came to.
 
     Raises:
-        Invalid: no pair is left to learn.
+        AllLabelsMasked: no pair is left to learn.
     """
     learned, held_out = (
         encode_pairs(setup.model.path, setup.dataset.path, split, setup.max_length) for split in ("train", "validation")
@@ -28,13 +28,13 @@ def count_pairs(
     """Count what was encoded.
 
     Raises:
-        Invalid: nothing is left to learn.
+        AllLabelsMasked: nothing is left to learn.
     """
     kept, left_out = (
         len(side.pairs if isinstance(side, EncodedPairs) else side.ratings) for side in (learned, held_out)
     )
     if not kept:
-        raise Invalid(f"max_length {setup.max_length} cuts an answer off all {learned.rows} rows; raise it")
+        raise AllLabelsMasked(f"max_length {setup.max_length} cuts an answer off all {learned.rows} rows; raise it")
     return {
         "train_rows": kept,
         "train_tokens": learned.tokens,
