@@ -6,6 +6,8 @@ from typing import Any
 
 import pytest
 import torch
+from gguf import GGUFReader
+from gguf.quants import dequantize
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from modelworks.core.errors import Unsupported
@@ -14,7 +16,7 @@ from modelworks.weights.gguf_export import check_gguf, write_gguf
 from tiny import tiny_llama
 
 
-def tiny_of(folder: Path, kind: str, *, pieces: bool = False) -> Path:
+def tiny_of(folder: Path, kind: str, *, pieces: bool = False, dtype: Any = torch.float32, **more: Any) -> Path:
     """A network of two layers of any kind with random weights, and a tokenizer of letters and one merge."""
     from tokenizers import Tokenizer, models, pre_tokenizers
 
@@ -23,12 +25,12 @@ def tiny_of(folder: Path, kind: str, *, pieces: bool = False) -> Path:
     # transformers' loader takes 128 for granted in qwen3, as all of them have it.
     width = 128 if kind == "qwen3" else 8
     settings |= {"num_key_value_heads": 2, "vocab_size": 320, "head_dim": width, "max_position_embeddings": 128}
-    config = AutoConfig.for_model(kind, **settings, tie_word_embeddings=False)
+    config = AutoConfig.for_model(kind, **settings | {"tie_word_embeddings": False} | more)
     torch.manual_seed(0)
     network = AutoModelForCausalLM.from_config(config)
     for weight in network.parameters():
         torch.nn.init.normal_(weight, std=0.2)
-    network.save_pretrained(base)
+    network.to(dtype).save_pretrained(base)
     letters = [*(f"<0x{byte:02X}>" for byte in range(256))] if pieces else sorted(pre_tokenizers.ByteLevel.alphabet())
     added = [*"ab", "ab"] if pieces else ["ab"]
     vocab = {token: index for index, token in enumerate(["<unk>", "<s>", "</s>", *letters, *added])}
@@ -53,6 +55,46 @@ def test_transformers_reads_the_same_network(tmp_path: Path, kind: str) -> None:
         before = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)(ids).logits
         after = AutoModelForCausalLM.from_pretrained(tmp_path, gguf_file="model.gguf", dtype=torch.float32)(ids).logits
     assert torch.allclose(before, after, atol=0.02 * before.abs().max().item())
+
+
+@pytest.mark.parametrize(
+    ("kind", "more"),
+    [
+        ("llama", {}),
+        ("llama", {"tie_word_embeddings": True, "dtype": torch.bfloat16}),
+        ("llama", {"attention_bias": True, "mlp_bias": True, "dtype": torch.bfloat16}),
+        ("qwen2", {"dtype": torch.bfloat16}),
+        ("qwen2", {"tie_word_embeddings": True}),
+    ],
+)
+def test_the_gguf_package_reads_every_weight_back(tmp_path: Path, kind: str, more: dict[str, Any]) -> None:
+    folder = tiny_of(tmp_path / kind, kind, **more)
+    weights = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).state_dict()
+    tied = more.get("tie_word_embeddings", False)
+
+    for dtype in ("f16", "q8_0"):
+        write_gguf(folder, tmp_path / f"{dtype}.gguf", dtype, "model")
+        found = {
+            tensor.name: torch.from_numpy(dequantize(tensor.data, tensor.tensor_type).copy())
+            for tensor in GGUFReader(tmp_path / f"{dtype}.gguf").tensors
+        }
+        assert ("output.weight" in found) is not tied
+        assert len(found) == len(weights) - tied
+        for name, stored in found.items():
+            expected = weights[llama_name(name)]
+            heads = {"attn_q": 4, "attn_k": 2}.get(name.split(".")[2] if name.startswith("blk") else "")
+            if kind == "llama" and heads:  # llama.cpp's: the halves that are turned together, row beside row
+                halves = expected.reshape(heads, 2, len(expected) // heads // 2, -1)
+                expected = halves.swapaxes(1, 2).reshape(expected.shape)
+            if expected.ndim == 1:
+                error = torch.zeros(())
+            elif dtype == "f16":  # 11 bits; the 8 of bfloat16 fit in them but for those that come close to 0
+                error = 2.0**-25 + expected.abs() * (0 if "dtype" in more else 2.0**-11)
+            else:  # of a block of 32 the largest is 127 steps; the step itself is f16
+                error = expected.reshape(-1, 32).abs().amax(1).repeat_interleave(32).view_as(expected) * (
+                    0.5 / 127 + 2.0**-11
+                )
+            assert ((stored - expected).abs() <= error).all(), name
 
 
 def test_pieces_carry_scores_and_kinds_and_unused_ids_are_filled(tmp_path: Path) -> None:
