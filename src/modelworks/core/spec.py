@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TypeVar
+from collections.abc import Iterator, Mapping, Sequence
+from types import NoneType, UnionType
+from typing import TYPE_CHECKING, TypeVar, Union, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from modelworks.core.errors import Invalid, Problem
 from modelworks.core.registry import nearest
+
+if TYPE_CHECKING:
+    from pydantic_core import ErrorDetails
 
 
 class Spec(BaseModel):
@@ -27,19 +31,27 @@ def parse_spec(kind: type[S], body: Mapping[str, object], where: str = "") -> S:
     try:
         return kind.model_validate(dict(body))
     except ValidationError as error:
-        problems = tuple(_problem(kind, dict(detail)) for detail in error.errors())
+        problems = tuple(_problems(kind, error.errors()))
         head = f"{where or kind.__name__}: " if where or len(problems) > 1 else ""
         raise Invalid(head + "; ".join(str(problem) for problem in problems), problems=problems) from None
 
 
-def _problem(kind: type[BaseModel], detail: dict[str, object]) -> Problem:
-    location = detail["loc"]
-    path = ".".join(str(part) for part in location) if isinstance(location, tuple) else str(location)
-    if detail["type"] == "extra_forbidden":
-        return Problem(path, "unknown key", nearest(path.rsplit(".", 1)[-1], kind.model_fields))
-    found = detail.get("input")
-    shown = "" if detail["type"] == "missing" else f", found {_short(found)}"
-    return Problem(path or "value", f"{detail['msg']}{shown}")
+def _problems(kind: type[BaseModel], details: Sequence[ErrorDetails]) -> Iterator[Problem]:
+    told: dict[str, list[ErrorDetails]] = {}
+    for detail in details:
+        parts = [str(part) for part in detail["loc"]]
+        field = kind.model_fields.get(parts[0]) if parts else None
+        # Of a field that may be one of several things, pydantic tells what is wrong with each, under a name of its own.
+        several = field is not None and sum(each is not NoneType for each in get_args(field.annotation)) > 1
+        is_union = field is not None and get_origin(field.annotation) in (Union, UnionType)
+        told.setdefault(".".join(parts[:1] if several and is_union else parts), []).append(detail)
+    for path, found in told.items():
+        if found[0]["type"] == "extra_forbidden":
+            yield Problem(path, "unknown key", nearest(path.rsplit(".", 1)[-1], kind.model_fields))
+            continue
+        what = ", or ".join(dict.fromkeys(each["msg"].removeprefix("Value error, ") for each in found))
+        shown = "" if found[0]["type"] == "missing" else f", found {_short(found[0].get('input'))}"
+        yield Problem(path or "value", f"{what}{shown}")
 
 
 def _short(value: object) -> str:
