@@ -26,6 +26,8 @@ def export_file(
     spec = parse_spec(ExportSpec, body, where="export")
     if place.exists() and not (overwrite and place.is_file()):
         raise Conflict(f"{place} exists already; choose another file" + ", or say --overwrite" * place.is_file())
+    if not place.parent.is_dir():
+        raise NotFound(f"there is no folder {place.parent} to write {place.name} to; make it first")
     try:
         made = exported(services, spec.model)
     except NotFound:
@@ -34,6 +36,9 @@ def export_file(
         found = whole_or_adapter(inputs[spec.model])
         write_file(found, base_of(found, inputs), place, spec.dtype, progress)
     else:
+        if "dtype" in body and not made.filename.endswith(f"-{spec.dtype}.gguf"):
+            source = made.parents[0].name if made.parents else "its model"
+            raise Conflict(f"{spec.model} is there as {made.filename}; for {spec.dtype} export {source}")
         shutil.copyfile(made.place, place)
     return place
 
