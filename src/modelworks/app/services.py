@@ -70,7 +70,7 @@ class Services:
             Conflict: the name it would publish is taken, or the idempotency key belongs to another request.
             OutOfSpace: its output would not fit.
         """
-        kind = kind_named("sweep" if kind_name == "train" and "sweep" in body else kind_name)
+        kind = kind_named("sweep" if kind_name == "train" and {"sweep", "sweep_metric"} & body.keys() else kind_name)
         spec = parse_spec(kind.spec, body, where=kind.name)
         if not -100 <= priority <= 100:
             raise Invalid(f"priority {priority} is not between -100 and 100")

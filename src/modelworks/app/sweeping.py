@@ -70,6 +70,9 @@ class Sweeps:
         result["picture"] = picture(ranking)
         if metric is not None:
             result |= {"best": ranking[0].name, "metric": metric, "better": better(metric)}
+            if asked not in (None, metric):
+                known = sorted({name for each in outcomes for name in each.metrics})
+                result["note"] = f"no training measured {asked}; measured were {', '.join(known)}"
         states = {child.state for child in children}
         if JobState.CANCELLED in states and (job.cancel_requested or states == {JobState.CANCELLED}):
             return queue.Ending(state=JobState.CANCELLED, result=result)

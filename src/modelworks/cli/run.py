@@ -167,6 +167,8 @@ def print_outcome(job: Job) -> None:
         return
     if job.kind == "sweep":
         render.print_table(*render.sweep(result))
+        if note := result.get("note"):
+            click.echo(f"note: {note}", err=True)
         click.echo(f"\n{result['name']} is {result['best']}: best {result['metric']}")
         return
     if job.kind == "search":
