@@ -7,6 +7,7 @@ import sys
 import types
 import typing
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -42,9 +43,12 @@ class SpecCommand(Command):
         """Hand the command its body: the file's keys, and over them those given as options."""
         from modelworks.app.kinds import kind_named
 
-        fields = kind_named(self.kind).spec.model_fields
-        file = ctx.params.pop("spec_file", None)
+        spec = kind_named(self.kind).spec
+        fields, file = spec.model_fields, ctx.params.pop("spec_file", None)
         body = {} if file is None else read_spec_file(file)
+        with suppress(ValueError):  # two names of one field, which the spec will refuse
+            # An option goes over the same field under another name.
+            body = getattr(spec, "renamed", dict)(body)
         given = {name: ctx.params.pop(name, None) for name in fields if name != self.positional}
         if self.positional is not None:
             given[self.positional] = ctx.params.pop(self.positional)
