@@ -21,6 +21,7 @@ ALIASES: Mapping[str, tuple[str, ...]] = {
     "lora_target": ("target_modules", "lora_target_modules"),
     "tuning": ("finetuning_type",),
     "report_to": ("logging_to",),
+    "parallel": ("fsdp",),
 }
 # Null, and the -1 of some, leave these to us.
 LEFT_TO_US = ("num_train_epochs", "per_device_train_batch_size", "max_length", "learning_rate")
@@ -28,6 +29,9 @@ LEFT_TO_US = ("num_train_epochs", "per_device_train_batch_size", "max_length", "
 STRATEGIES: Mapping[str, str] = {
     "supervised": "sft", "reinforcement": "grpo", "rm": "reward", "pt": "pretrain", "ppo": "rlhf", "rloo": "rlhf",
 }  # fmt: skip
+
+# What transformers takes for `fsdp`.
+PARALLEL: Mapping[str, str] = {"true": "fsdp", "full_shard": "fsdp", "full_shard auto_wrap": "fsdp", "false": "ddp"}
 
 
 def in_our_words(body: Mapping[str, Any]) -> dict[str, Any]:
@@ -49,4 +53,7 @@ def in_our_words(body: Mapping[str, Any]) -> dict[str, Any]:
     strategy = ours.get("strategy")
     if isinstance(strategy, str):
         ours["strategy"] = STRATEGIES.get(strategy, strategy)
+    parallel = ours.get("parallel")
+    if isinstance(parallel, str | bool):
+        ours["parallel"] = PARALLEL.get(str(parallel).lower(), parallel)
     return ours

@@ -88,7 +88,8 @@ class Reporter:
         self.job.check()
 
     def on_save(self, args: Any, state: Any, _control: Any, **_: Any) -> None:
-        checkpoints.keep_newest(Path(args.output_dir), self.setup.spec.save_total_limit)
+        if args.should_save:
+            checkpoints.keep_newest(Path(args.output_dir), self.setup.spec.save_total_limit)
         self.job.check()
         if self.stage == TRAINING:
             tell_samples(self.setup, self.trainer.model, state.global_step)

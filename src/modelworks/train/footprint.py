@@ -77,16 +77,18 @@ def disk_bytes(spec: TrainSpec, model: Model) -> int:
 
 
 def weights_bytes(spec: TrainSpec, network: Network, width: int) -> dict[str, int]:
-    """Bytes that are there from the first step to the last."""
+    """Bytes that a process holds from the first step to the last."""
     trained = network.adapter(spec) if spec.tuning == "lora" else network.parameters
-    held = network.parameters * width
+    # What is divided among processes; an adapter is not.
+    share = spec.num_processes if spec.parallel == "fsdp" else 1
+    held = network.parameters * width // share
     if spec.strategy == "qlora":  # half a byte a weight, and the scale of each 64
         held -= int(sum(rows * columns for _, rows, columns in network.linear) * (width - 0.57))
     masters = 4 if width < 4 else 0
     return {
         "start": _START_BYTES,
         "weights": held + (trained * width if spec.tuning == "lora" else 0),
-        "gradients and optimizer": trained * (width + _ADAM_BYTES + masters),
+        "gradients and optimizer": trained * (width + _ADAM_BYTES + masters) // (share if spec.tuning == "full" else 1),
     }
 
 

@@ -20,6 +20,7 @@ from modelworks.core.config import process_environment
 from modelworks.core.context import JobContext
 from modelworks.core.errors import Cancelled, ModelworksError, Unavailable
 from modelworks.core.nouns import AnyArtifact, JsonObject
+from modelworks.train.checkpoints import paused_when_full
 from modelworks.train.shared import SharedJob
 from modelworks.train.spec import TrainSpec
 
@@ -93,7 +94,7 @@ def _be_another(
     for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
         signal.signal(number, signal.SIG_IGN)
     try:
-        with _joined(spec, rank, port):
+        with _joined(spec, rank, port), paused_when_full(known[2]):
             course(spec, SharedJob(None, *known, processes=spec.num_processes))
     except Cancelled:
         return

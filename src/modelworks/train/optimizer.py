@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from modelworks.train.sharding import as_part_of, part_of
+
 if TYPE_CHECKING:
     from torch import Tensor
     from torch.optim import Optimizer
@@ -23,9 +25,23 @@ def make_optimizer(network: Any, learning_rate: float, weight_decay: float) -> O
     ]
     # One kernel for all weights, on a GPU.
     optimizer = torch.optim.AdamW(groups, lr=learning_rate, fused=stepped[0].is_cuda or None)
+    optimizer.register_state_dict_post_hook(_keep_parts)
+    optimizer.register_load_state_dict_post_hook(_take_parts)
     if stepped is masters:
         _step_through(optimizer, masters, live)
     return optimizer
+
+
+def _keep_parts(_: Optimizer, state: dict[str, Any]) -> dict[str, Any]:
+    """Let each process write what it holds."""
+    moments = {at: {name: part_of(value) for name, value in of.items()} for at, of in state["state"].items()}
+    return {**state, "state": moments}
+
+
+def _take_parts(optimizer: Optimizer) -> None:
+    for weight, moments in optimizer.state.items():
+        for name in ("exp_avg", "exp_avg_sq"):
+            moments[name] = as_part_of(weight, moments[name])
 
 
 def _step_through(optimizer: Optimizer, masters: list[Tensor], live: list[Tensor]) -> None:
@@ -42,12 +58,12 @@ def _step_through(optimizer: Optimizer, masters: list[Tensor], live: list[Tensor
                 master.grad = None
 
     def save(_: Optimizer, state: dict[str, Any]) -> dict[str, Any]:
-        return {**state, "masters": [master.detach() for master in masters]}
+        return {**state, "masters": [part_of(master.detach()) for master in masters]}
 
     def load(_: Optimizer, state: dict[str, Any]) -> None:
         with torch.no_grad():
             for master, saved in zip(masters, state["masters"], strict=True):
-                master.copy_(saved)
+                part_of(master).copy_(saved)
 
     optimizer.register_step_pre_hook(take_gradients)
     optimizer.register_step_post_hook(give_weights)

@@ -17,6 +17,7 @@ from modelworks.data.record import Conversation, Preference, Prompted, Rated, Re
 from modelworks.train.footprint import device_of, least_memory
 from modelworks.train.microbatches import memory_bytes
 from modelworks.train.reporting import missing_packages
+from modelworks.train.sharding import check_sharding
 from modelworks.train.spec import TrainSpec
 from modelworks.train.strategy import Params, Settled, Strategy, strategies
 from modelworks.weights.gguf_export import check_gguf
@@ -216,7 +217,8 @@ def _layers(model: Model) -> set[str]:
 
 def _memory_problems(spec: TrainSpec, model: AnyArtifact | None) -> Iterator[Problem]:
     """What the rows take comes on top, and is divided until it fits."""
-    needed = least_memory(spec, model) if isinstance(model, Model) and device_of(spec) == "cpu" else 0
+    on_cpu = device_of(spec) == "cpu"
+    needed = spec.num_processes * least_memory(spec, model) if isinstance(model, Model) and on_cpu else 0
     if needed > memory_bytes():
         yield Problem(
             "memory",
@@ -229,11 +231,7 @@ def _memory_problems(spec: TrainSpec, model: AnyArtifact | None) -> Iterator[Pro
 
 def _process_problems(spec: TrainSpec) -> Iterator[Problem]:
     if spec.parallel == "fsdp":
-        yield Problem(
-            "parallel",
-            "weights are not divided among processes by this build",
-            "choose ddp; where the model is too large for one GPU, strategy qlora",
-        )
+        yield from check_sharding(spec)
     if spec.num_processes > 1 and spec.strategy not in TOGETHER:
         yield Problem("num_processes", f"{spec.strategy} trains in one process", f"{', '.join(TOGETHER)} can in more")
 

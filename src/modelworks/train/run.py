@@ -14,6 +14,7 @@ from modelworks.train.network import choose_provider
 from modelworks.train.plan import adapter_to_go_on_from, check, choose_strategy, chosen_inputs, settle
 from modelworks.train.publish import publish
 from modelworks.train.rewards import files_named
+from modelworks.train.sharding import undivided
 from modelworks.train.shared import SharedJob
 from modelworks.train.spec import TrainSpec
 from modelworks.train.strategy import Setup, Training
@@ -51,8 +52,11 @@ def _course(spec: TrainSpec, job: SharedJob) -> JsonObject:
     watching = callbacks.watch(setup, training)
     train_or_resume(job, training.trainer, checkpoint)
     metrics = {**watching.finish(), "train_loss": _recent_loss(training.trainer)}
+    network = training.finish(training.network)
+    if spec.trains_parts:
+        network = undivided(network, keep=job.speaks)
     if job.speaks:
-        publish(setup, training.finish(training.network), metrics, training.counts)
+        publish(setup, network, metrics, training.counts)
     steps = training.trainer.state.global_step
     used: JsonObject = {"steps": steps, "provider_used": setup.provider}
     return {"name": spec.published_name, **used, **training.counts, **metrics}

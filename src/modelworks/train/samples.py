@@ -42,11 +42,12 @@ def _answers(setup: Setup, network: Any) -> Iterator[tuple[str, str]]:
             text = template.render([Message("user", prompt)], add_generation_prompt=True)
         ids = tokenizer.encode(text, add_special_tokens=template.source is None).ids[-setup.max_length :]
         asked = torch.tensor([ids], device=setup.device)
-        with torch.inference_mode():
+        with torch.no_grad():
             made = network.generate(
                 input_ids=asked,
                 attention_mask=torch.ones_like(asked),
                 generation_config=config,
                 stopping_criteria=[go_on],
+                synced_gpus=setup.spec.parallel == "fsdp",  # none may end while another needs its weights
             )
         yield prompt, tokenizer.decode(made[0, len(ids) :].tolist())

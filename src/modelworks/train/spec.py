@@ -109,6 +109,11 @@ class TrainSpec(Spec):
         return (self.model, judge) if isinstance(judge, str) else (self.model,)
 
     @property
+    def trains_parts(self) -> bool:
+        """Whether each process trains its part of the weights; an adapter is not divided."""
+        return self.parallel == "fsdp" and self.tuning == "full"
+
+    @property
     def published_name(self) -> str:
         model, dataset = (name.rstrip("/").rsplit("/", 1)[-1] for name in (self.model, self.dataset))
         return self.name or f"{model}-{dataset}".replace(":", "-")

@@ -116,7 +116,7 @@ def _measure(setup: Setup, network: Any, examples: Sequence[Example]) -> dict[st
         return {}
     network.eval()
     total = tokens = 0.0
-    with torch.inference_mode():
+    with torch.no_grad():
         for number, indices in enumerate(in_batches(examples, setup.per_device_train_batch_size)):
             setup.job.progress(number * len(indices), len(examples), "rows", stage="measuring")
             batch = pad_right((examples[index].input_ids, examples[index].labels) for index in indices)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +12,7 @@ from modelworks.core.context import JobContext
 from modelworks.core.errors import Cancelled, Invalid, OutOfMemory
 from modelworks.data.batches import order_by_length
 from modelworks.data.render import ChatTemplate, load_tokenizer
-from modelworks.train import checkpoints, microbatches
+from modelworks.train import checkpoints, microbatches, sharding
 from modelworks.train.checkpoints import step_of
 from modelworks.train.microbatches import Budget
 from modelworks.train.optimizer import make_optimizer
@@ -55,6 +56,7 @@ class Steady:
     accelerator: Any
     train_dataset: Any
     optimizer: Any
+    lr_scheduler: Any
     current_gradient_accumulation_steps: float
     real_tokens: int = 0
     # Set by what reports on the training.
@@ -71,6 +73,8 @@ class Steady:
     begun: Any = None
     ended: Any = None
     newest: Any = None
+    # The weights as a whole, while a checkpoint is written of what is divided.
+    gathered: dict[str, Tensor] | None = None
 
     def _send_telemetry(self) -> None:
         pass
@@ -141,7 +145,12 @@ class Steady:
             self.budget.tokens = min(tokens, self.budget.tokens) // 2
             how = f"micro-batch halved to {self.budget.tokens} tokens"
         # What a trainer has counted or made up for an earlier batch of the step cannot be had again.
-        elif (tokens or len(self.kept) == 1) and not (self.budget.checkpointing or self.args.gradient_checkpointing):
+        # And processes that hand one another their weights cannot compute a step again one by one.
+        elif (
+            (tokens or len(self.kept) == 1)
+            and not (self.budget.checkpointing or self.args.gradient_checkpointing)
+            and self.setup.spec.parallel == "ddp"
+        ):
             self.budget.checkpointing = True
             enable_checkpointing(self.model)
             how = "gradient_checkpointing turned on"
@@ -172,6 +181,7 @@ class Steady:
 
     def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
         norm = super()._get_grad_norm(model, grad_norm=grad_norm)  # type: ignore[misc] # the next base has it
+        norm = norm.full_tensor() if sharding.is_divided(norm) else norm
         if not math.isfinite(float(norm)):
             self._refuse("gradient norm", float(norm), self.kept)
         return norm
@@ -195,7 +205,42 @@ class Steady:
             if self.args.should_save:
                 checkpoints.seal(folder, self.setup.fingerprint)
 
-        checkpoints.with_room(folder, write)
+        # Once, by all: where the disk is full the first writes again alone.
+        self.gathered = self._gather()
+        if self.args.should_save:
+            checkpoints.with_room(folder, write)
+        else:
+            write()
+        self.gathered = None
+
+    @property
+    def _own(self) -> str:
+        """What is added to the name of a file that a process writes for itself."""
+        rank = self.args.process_index if self.setup.spec.trains_parts else 0
+        return f"-{rank}" if rank else ""
+
+    def _defer_fsdp_gradient_reduction(self) -> AbstractContextManager[None]:
+        return nullcontext()  # of each batch at once: whole gradients would take the memory that dividing saves
+
+    def _gather(self) -> dict[str, Tensor] | None:
+        if self.setup.spec.trains_parts:
+            return sharding.gather(self.model, keep=self.args.should_save)
+        return None
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        super()._save_optimizer_and_scheduler(output_dir)  # type: ignore[misc] # the next base has it
+        if self._own:
+            import torch
+
+            torch.save(self.optimizer.state_dict(), Path(output_dir) / f"optimizer{self._own}.pt")
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        if checkpoint is None:
+            return
+        import torch
+
+        for name, kept in ((f"optimizer{self._own}", self.optimizer), ("scheduler", self.lr_scheduler)):
+            kept.load_state_dict(torch.load(Path(checkpoint) / f"{name}.pt", map_location="cpu", weights_only=True))
 
     def keep_last_step(self) -> None:
         """Write the checkpoint of the last whole step as if the one in progress had not begun."""
@@ -207,9 +252,14 @@ class Steady:
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         # Weights alone: the tokenizer never changes, and the arguments would be a pickle.
         options = {"save_embedding_layers": False} if hasattr(self.model, "peft_config") else {}
-        self.model.save_pretrained(output_dir or self.args.output_dir, state_dict=state_dict, **options)
+        weights = self._gather() if self.gathered is None else self.gathered
+        if self.args.should_save:
+            self.model.save_pretrained(output_dir or self.args.output_dir, state_dict=state_dict or weights, **options)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        if self.setup.spec.trains_parts:
+            sharding.scatter(self.model, Path(resume_from_checkpoint))
+            return
         if not hasattr(self.model, "peft_config"):
             super()._load_from_checkpoint(resume_from_checkpoint, model)  # type: ignore[misc] # the next base has it
             return
@@ -245,6 +295,11 @@ def train_or_resume(job: JobContext, trainer: Any, checkpoint: Path | None) -> N
         enable_checkpointing(trainer.model)
     # Generating asks the network once a token; what a PEFT model computes in training does not pass here.
     network = trainer.model.get_base_model() if hasattr(trainer.model, "peft_config") else trainer.model
+    if trainer.setup.spec.parallel == "fsdp":
+        trained = [weight for weight in network.parameters() if weight.requires_grad]
+        sharding.divide(network, trainer.args.device.type, () if trainer.setup.spec.trains_parts else trained)
+        # Nothing need be wrapped around them. Told only now: the Trainer takes it that there are no checkpoints then.
+        trainer.is_distributed_loading_by_transformers = True
     watched = network.register_forward_pre_hook(lambda *_: job.check())
     try:
         if checkpoint is None:
@@ -270,14 +325,14 @@ def _memory_file(trainer: Any) -> str:
 
 def _leave(job: JobContext, trainer: Any) -> None:
     """What a run that is stopped leaves: all it has reached; of a cancelled one, an adapter alone, which is small."""
-    if job.pausing:
+    adapted = bool(hasattr(trainer.model, "peft_config") and trainer.state.global_step)
+    if job.pausing or adapted:
         trainer.keep_last_step()
-    elif hasattr(trainer.model, "peft_config") and trainer.state.global_step:
-        trainer.keep_last_step()
-        checkpoints.keep_newest(Path(trainer.args.output_dir), 1)
+    if job.pausing or not trainer.args.should_save:
+        return
+    checkpoints.keep_newest(Path(trainer.args.output_dir), int(adapted))
+    if adapted:
         job.log(f"cancelled after step {trainer.state.global_step}; its adapter is kept, a retry goes on from it")
-    else:
-        checkpoints.keep_newest(Path(trainer.args.output_dir), 0)
 
 
 def enable_checkpointing(network: Any) -> None:

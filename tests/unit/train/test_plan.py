@@ -154,7 +154,8 @@ def test_qlora_says_what_to_install(inputs: dict[str, AnyArtifact], monkeypatch:
         ({"load_best_model_at_end": True}, "load_best_model_at_end: needs measurements"),
         ({"eval_steps": 5}, "eval_steps: rows holds out no row to measure"),
         ({"report_to": ["wandb"]}, r"report_to: wandb is not installed here \(pip install wandb\)"),
-        ({"parallel": "fsdp", "num_processes": 2}, "parallel: weights are not divided among processes by this build"),
+        ({"parallel": "fsdp"}, "parallel: fsdp divides the weights among processes, and there is one"),
+        ({"parallel": "fsdp", "num_processes": 2, "strategy": "grpo"}, "num_processes: grpo trains in one process"),
         ({"strategy": "rlhf", "num_processes": 2}, "num_processes: rlhf trains in one process"),
     ],
 )
