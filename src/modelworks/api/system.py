@@ -71,6 +71,12 @@ def plugins() -> dict[str, list[PluginInfo]]:
     return list_plugins()
 
 
+@router.get("/kinds")
+def kinds() -> dict[str, dict[str, Any]]:
+    """List every kind of job, with the schema of what it is asked for by."""
+    return {kind.name: kind.spec.model_json_schema() for kind in KINDS.values()}
+
+
 @router.get("/deployments")
 async def deployments(
     app: App, stats: Annotated[bool, Query(description="ask every engine")] = False

@@ -24,6 +24,8 @@ READER_POLICY = (
     "frame-ancestors 'none'; base-uri 'none'; form-action 'self'"
 )
 READER = FRESH | {"Content-Security-Policy": READER_POLICY}
+# What a page is called in its address, and its file. `dashboard?job=ID` shows a job, else the newest training.
+PAGES = {"home": "start", **{name: name for name in ("dashboard", "new", "data", "model", "chat")}}
 
 router = APIRouter(include_in_schema=False)
 
@@ -34,20 +36,10 @@ async def root(request: Request) -> FileResponse:
     return _page("dashboard" if persona_of(request) is Persona.MERGING_API else "start")
 
 
-@router.get("/modelworks/dashboard")
-async def dashboard() -> FileResponse:
-    """The live dashboard, of the newest training or of `?job=ID`."""
-    return _page("dashboard")
-
-
 @router.get("/docs")
-async def docs() -> FileResponse:
-    return _page("docs", READER)
-
-
 @router.get("/redoc")
-async def redoc() -> FileResponse:
-    return _page("redoc", READER)
+async def reader(request: Request) -> FileResponse:
+    return _page(request.url.path.strip("/"), READER)
 
 
 @router.api_route("/modelworks/static/{path:path}", methods=["GET", "HEAD"])
@@ -59,3 +51,11 @@ async def static(path: str, request: Request) -> Response:
 
 def _page(name: str, headers: dict[str, str] = FRESH) -> FileResponse:
     return FileResponse(HERE / "templates" / f"{name}.html", media_type="text/html; charset=utf-8", headers=headers)
+
+
+async def _own(request: Request) -> FileResponse:
+    return _page(PAGES[request.url.path.rpartition("/")[2]])
+
+
+for _path in PAGES:
+    router.add_api_route(f"/modelworks/{_path}", _own)

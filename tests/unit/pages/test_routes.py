@@ -29,7 +29,10 @@ def test_the_port_decides_what_stands_at_the_root(door: Door, port: int, title: 
     assert "Training dashboard" in client.get("/modelworks/dashboard?job=x").text
 
 
-@pytest.mark.parametrize("path", ["/", "/modelworks/dashboard", "/docs", "/redoc"])
+OWN = [f"/modelworks/{name}" for name in ("home", "dashboard", "new", "data", "model", "chat")]
+
+
+@pytest.mark.parametrize("path", ["/", "/docs", "/redoc", *OWN])
 def test_a_page_loads_only_what_is_here_and_has_no_script_or_style_inside(door: Door, path: str) -> None:
     page = door.client.get(path)
 
@@ -50,6 +53,18 @@ def test_only_the_readers_of_the_api_may_write_styles(door: Door) -> None:
         assert "style-src 'self' 'unsafe-inline'" in policies[path]
         assert "script-src" not in policies[path]
         assert policies[path].startswith("default-src 'self';")
+
+
+@pytest.mark.parametrize("path", OWN)
+def test_every_page_leads_to_every_other_and_names_its_fields(door: Door, path: str) -> None:
+    page = door.client.get(path).text
+    named = set(re.findall(r'<label[^>]* for="([^"]+)"', page)) | set(re.findall(r'id="([^"]+)"[^>]* aria-label', page))
+
+    assert {address for address in OWN if address != "/modelworks/model"} <= set(re.findall(r'href="([^"]+)"', page))
+    assert len(re.findall(r"<h1", page)) >= 1
+    for field in re.finditer(r'<(?:input|select|textarea)[^>]*\bid="([^"]+)"', page):
+        before = page[: field.start()]
+        assert before.count("<label") > before.count("</label") or field[1] in named, field[0]
 
 
 @pytest.mark.parametrize(

@@ -33,23 +33,32 @@ function logSplits(plot, axis, least, most) {
   return Array.from({ length: 12 }, (_, index) => (Math.ceil(least / step) + index) * step).filter((value) => value <= most);
 }
 
-/** A chart in `box`; `lines` are {label, token, width, faint}. draw(columns, logScale): the steps, then one column a line. */
+/** A chart in `box`; `lines` are {label, token, width, faint, dots}. draw(columns, logScale): the steps, then a column a line, or null. */
 export class StepChart {
   constructor(box, lines, format) {
-    Object.assign(this, { box, lines, format, columns: [[], ...lines.map(() => [])], logScale: false, zoomed: false });
+    Object.assign(this, { box, all: lines, lines, format, columns: [[], ...lines.map(() => [])], logScale: false, zoomed: false });
     new ResizeObserver(() => this.plot?.setSize(this.size())).observe(box);
     window.addEventListener("theme", () => this.rebuild());
     this.rebuild();
   }
 
-  draw(columns, logScale = false) {
-    const rebuild = logScale !== this.logScale;
+  draw(given, logScale = false) {
+    const lines = this.all.filter((line, index) => given[index + 1]), columns = given.filter(Boolean);
+    const rebuild = logScale !== this.logScale || lines.length !== this.lines.length || lines.some((line, index) => line !== this.lines[index]);
+    this.lines = lines;
     this.logScale = logScale;
     // A logarithm knows no zero.
     this.columns = logScale ? columns.map((values, index) => index ? values.map((value) => value > 0 ? value : null) : values) : columns;
     if (rebuild) return this.rebuild();
     this.plot.setData(this.columns, !this.zoomed);
     if (this.zoomed) this.plot.redraw();
+  }
+
+  /** Say what a line is of. */
+  call(index, label) {
+    if (this.all[index].label === label) return;
+    this.all[index].label = label;
+    this.rebuild();
   }
 
   size() {
@@ -73,11 +82,11 @@ export class StepChart {
     this.plot.over.addEventListener("dblclick", () => { this.zoomed = false; });
   }
 
-  series({ label, token, width = 2, faint = false }) {
+  series({ label, token, width = 2, faint = false, dots = false }) {
     const stroke = colour(token);
     return {
       label, width, stroke, alpha: faint ? 0.35 : 1, spanGaps: true,
-      points: { show: (plot) => plot.data[0].length < 2 },
+      points: { show: (plot) => dots || plot.data[0].length < 2 },
       value: (plot, value) => value == null ? "–" : this.format(value),
     };
   }

@@ -5,7 +5,7 @@ const RETRY_MS = 1000;
 
 /** Calls onEvent(event) for every event and onConnection("live" | "lost" | "ended"); returns how to stop. */
 export function follow(jobId, onEvent, onConnection) {
-  let source = null, timer = 0, seen = 0, stopped = false;
+  let source = null, timer = 0, seen = 0, stopped = false, final = false;
 
   const stop = (word) => {
     stopped = true;
@@ -19,7 +19,8 @@ export function follow(jobId, onEvent, onConnection) {
     if (stopped || event.seq <= seen) return;
     seen = event.seq;
     onEvent(event);
-    if (event.type === "state" && FINAL.has(event.body.state)) stop("ended");
+    // A job that was tried again has more to tell behind its first end: the server closes the stream at the last one.
+    if (event.type === "state") final = FINAL.has(event.body.state);
   };
 
   const connect = () => {
@@ -30,6 +31,7 @@ export function follow(jobId, onEvent, onConnection) {
     source.addEventListener("error", () => {
       source.close();
       if (stopped) return;
+      if (final) return stop("ended");
       onConnection("lost");
       timer = setTimeout(connect, RETRY_MS);
     });
