@@ -76,7 +76,7 @@ class Client:
     def submit(
         self, kind: str, spec: Mapping[str, object], *, priority: int = 0, idempotency_key: str | None = None
     ) -> Job:
-        """Queue a job of `kind`: train, merge, evaluate or pull."""
+        """Queue a job of `kind`: train, sweep, merge, search, evaluate, export or pull."""
         headers = {"Idempotency-Key": idempotency_key} if idempotency_key else {}
         path = f"/modelworks/{quote(kind, safe='')}"
         return _JOB.validate_json(self._send("POST", path, json=spec, params={"priority": priority}, headers=headers))

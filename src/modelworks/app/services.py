@@ -140,6 +140,8 @@ class Services:
         """Newest first, at most 1,000; `before` is the last id of the page before."""
         if not 1 <= limit <= 1000:
             raise Invalid(f"limit {limit} is not between 1 and 1000")
+        if kind is not None:
+            kind_named(kind)
         return queue.list_jobs(self.database, states=states, kind=kind, before=before, limit=limit)
 
     def cancel(self, id_or_alias: str, wait_seconds: float = CANCEL_WAIT_SECONDS) -> Job:

@@ -35,6 +35,9 @@ from modelworks.cli.options import Command, Group, Session, pass_session
 )
 @click.option("--engine", metavar="NAME", help="auto, native, vllm, openvino or llama_server.  [default: auto]")
 @click.option("--max-sequences", type=int, metavar="N", help="Requests an engine decodes together.  [default: 32]")
+@click.option(
+    "--keep-alive", metavar="TIME", help="How long an idle model stays: 90s, 10m, 1h; -1 for good.  [default: -1]"
+)
 @click.option("--log-level", metavar="LEVEL", help="debug, info, warning or error.  [default: info]")
 @pass_session
 def serve(session: Session, **given: Any) -> int:

@@ -22,7 +22,7 @@ def jobs() -> None:
 
 @jobs.command(name="ls", example="modelworks jobs ls --state failed --json")
 @click.option("--state", type=click.Choice(STATES), multiple=True, help="Only these.")
-@click.option("--kind", metavar="KIND", help="Only pull, train, sweep, merge, search or evaluate.")
+@click.option("--kind", metavar="KIND", help="Only pull, train, sweep, merge, search, evaluate or export.")
 @click.option("--limit", type=int, default=100, metavar="N", show_default=True, help="At most so many, newest first.")
 @click.option("--before", metavar="JOB", help="Only jobs older than this one.")
 @pass_session
@@ -37,7 +37,8 @@ def list_jobs(session: Session, state: tuple[str, ...], kind: str | None, limit:
             render.print_json(job)
         return
     rows = [[job.id, job.kind, job.state.value, job.spec.get("name"), render.when(job.created_at)] for job in found]
-    render.print_table(("id", "kind", "state", "makes", "created"), rows, empty="no jobs yet: modelworks train --help")
+    empty = "no such jobs" if states or kind or before else "no jobs yet: modelworks train --help"
+    render.print_table(("id", "kind", "state", "makes", "created"), rows, empty=empty)
 
 
 @jobs.command(name="show", example="modelworks jobs show JOB --json")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import sys
 from collections.abc import Sequence
@@ -77,6 +78,11 @@ def run_command(arguments: Sequence[str]) -> int:
         # Python flushes stdout once more at its end, and would complain again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return EXIT_PIPE_CLOSED
+    except OSError as error:
+        # A file without rights, a disk that broke: nothing of ours to be traced.
+        logging.getLogger(__name__).debug("failed", exc_info=True)
+        _complain(session, "os_error", f"{error.filename or 'the system'}: {error.strerror or error}", ())
+        return EXIT_FAILED
     return code if isinstance(code, int) else 0
 
 

@@ -87,7 +87,7 @@ def global_options() -> list[click.Parameter]:
     """The options of every command; they may stand before or behind its name."""
     facts: dict[str, Any] = {"expose_value": False, "callback": keep, "is_eager": True}
     return [
-        click.Option(["--home"], metavar="DIR", help="The workspace to use.", **facts),
+        click.Option(["--home"], metavar="DIR", help="The workspace to use.  [default: see config show]", **facts),
         click.Option(
             ["--allow-path", "allow_paths"], metavar="DIR", multiple=True, help="Let names point into DIR.", **facts
         ),

@@ -106,10 +106,16 @@ def show_dataset(session: Session, name: str) -> None:
     _print_artifact(session, session.services.catalog.dataset(name))
 
 
-@datasets.command(name="preview", example="modelworks datasets preview shell --model smollm2-135m")
+@datasets.command(
+    name="preview",
+    short_help="Show lengths, what is cut, and rows as a model reads them.",
+    example="modelworks datasets preview shell --model smollm2-135m",
+)
 @click.argument("name")
 @click.option("--model", metavar="MODEL", help="Count tokens and render samples as MODEL reads them.")
-@click.option("--max-length", type=click.IntRange(min=2), help="Tokens kept of a row.  [default: as in a training]")
+@click.option(
+    "--max-length", type=click.IntRange(min=2), metavar="N", help="Tokens kept of a row.  [default: as in a training]"
+)
 @pass_session
 def preview_dataset(session: Session, name: str, model: str | None, max_length: int | None) -> None:
     """Show how long rows are, what a training would cut off, and some rows; what is learned is marked."""

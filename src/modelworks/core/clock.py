@@ -16,9 +16,12 @@ def to_iso(moment: datetime) -> str:
 
 
 def seconds_of(text: object) -> object:
-    """The seconds of a length like `90`, `90s`, `10m` or `-1h`; anything else as it is, for whoever checks it."""
-    match = re.fullmatch(r"(-?\d+(?:\.\d+)?)(s|m|h|)", text) if isinstance(text, str) else None
-    return float(match[1]) * {"s": 1, "m": 60, "h": 3600, "": 1}[match[2]] if match else text
+    """The seconds of a text like `90`, `90s`, `10m` or `-1h`; what is no text as it is, for whoever checks it."""
+    if not isinstance(text, str):
+        return text
+    if (match := re.fullmatch(r"(-?\d+(?:\.\d+)?)(s|m|h|)", text)) is None:
+        raise ValueError("this is no length of time: write 90s, 10m or 1h, or a number of seconds")
+    return float(match[1]) * {"s": 1, "m": 60, "h": 3600, "": 1}[match[2]]
 
 
 def from_iso(text: str) -> datetime:

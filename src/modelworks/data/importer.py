@@ -194,7 +194,7 @@ def _choose_format(source: Path, columns: tuple[str, ...], sample: Sequence[RawR
     for target, column in spec.columns.items():
         if column not in columns:
             raise Invalid(
-                f"columns: {target} is to come from {column!r}; {source} has no such: {nearest(column, columns)}"
+                f"columns: {target} is to come from {column!r}; {source} has no such column; {nearest(column, columns)}"
             )
     names = set(_rename(dict.fromkeys(columns), spec.columns))
     seen = ", ".join(sorted(names)[:SHOWN_COLUMNS]) + (" ..." if len(names) > SHOWN_COLUMNS else "")

@@ -141,7 +141,7 @@ def _listed(values: Any) -> tuple[Any, ...]:
     """Values as a list, as words between commas, or as a single one."""
     if isinstance(values, str):
         return tuple(part.strip() for part in values.split(",") if part.strip())
-    return tuple(values) if isinstance(values, list | tuple) else (values,)
+    return tuple(values) if isinstance(values, list | tuple) else () if values is None else (values,)
 
 
 def _points(sweep: Mapping[str, tuple[Any, ...]]) -> Iterator[Point]:

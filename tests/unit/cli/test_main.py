@@ -56,6 +56,29 @@ def test_each_kind_of_error_has_its_exit_code(error: errors.ModelworksError, cod
     assert next((code for kind, code in EXIT_CODES if isinstance(error, kind)), 1) == code
 
 
+@pytest.mark.parametrize(
+    ("arguments", "code", "said"),
+    [
+        (["jobs", "ls", "--home", "{file}"], 1, "cannot be used"),
+        (["jobs", "ls", "--home", "{folder}", "--kind", "trian"], 4, "did you mean train"),
+        (["upload", "n" * 300, "--home", "{folder}"], 1, "File name too long"),
+        (["serve", "--keep-alive", "soon", "--home", "{folder}"], 2, "write 90s"),
+        (["train", "--model", "m", "--dataset", "d", "--sweep", "lr=", "--home", "{folder}"], 2, "has no values"),
+    ],
+)  # fmt: skip
+def test_what_the_machine_or_a_value_lacks_is_told_in_one_line(
+    arguments: list[str], code: int, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("no folder")
+    places = {"file": str(tmp_path / "file" / "home"), "folder": str(tmp_path / "home")}
+
+    assert run_command([each.format(**places) for each in arguments]) == code
+
+    printed = capsys.readouterr().err
+    assert said in printed
+    assert len(printed.splitlines()) == 1
+
+
 def test_a_missing_job_is_exit_code_4_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     code = run_command(["jobs", "show", "nothing", "--home", str(tmp_path)])
 
