@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -15,6 +17,7 @@ from modelworks.app.sweeping import Sweeps
 from modelworks.app.training_log import TrainingFiles
 from modelworks.core.config import Settings, child_environment, count_gpus
 from modelworks.core.cores import CoreBudget, count_cores
+from modelworks.core.errors import Denied
 from modelworks.core.registry import choose, find_plugins
 from modelworks.jobs.executor import ExecutorKind
 from modelworks.jobs.worker import Worker, WorkerSettings
@@ -81,7 +84,14 @@ class App:
 
 def open_app(settings: Settings) -> App:
     """Open the workspace, making it where there is none."""
-    settings.home.mkdir(parents=True, exist_ok=True, mode=0o700)
+    try:
+        settings.home.mkdir(parents=True, exist_ok=True, mode=0o700)
+        if not os.access(settings.home, os.R_OK | os.W_OK | os.X_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+    except OSError as error:
+        raise Denied(
+            f"the workspace {settings.home} cannot be used: {error.strerror}; choose another: --home or MODELWORKS_HOME"
+        ) from None
     entries = read_entries(settings.entries, settings.batch_size) if settings.entries else {}
     database = open_database(settings.database)
     services = Services(settings, database, Catalog(settings, database), entries=entries)
