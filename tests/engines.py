@@ -14,7 +14,8 @@ from modelworks.core.generation import Finished, GenerateRequest, Token
 from modelworks.core.ids import new_id
 from modelworks.core.nouns import Adapter, Model
 from modelworks.serve.entries import Entry
-from modelworks.serve.gateway import Gateway, GatewaySettings
+from modelworks.serve.fleet import GatewaySettings
+from modelworks.serve.gateway import Gateway
 
 
 @asynccontextmanager

@@ -6,13 +6,14 @@
  4 unloaded while it answers   test_engine (unload); here (drains)
  5 no memory                   here (would_not_fit); test_engine (killed: what an out-of-memory killer does)
  6 cache full, queue full      native/test_correctness (preempted); test_serving_pressure (two_hundred)
- 7 an engine dies or hangs     test_serving_pressure (killed); test_engine_replicas (killed); here (hangs)
+ 7 an engine dies or hangs     test_serving_pressure, test_engine_replicas (killed); here (hangs); serve/test_child
  8 an adapter does not fit     native/test_lora; test_engine (cannot_be_served)
  9 a checkpoint is not whole   here (not_whole)
 10 the chat template refuses   here (template)
-11 slow readers, odd bodies    here (slow_reader); test_serving_pressure (no_unicode); server/test_limits
+11 slow readers, odd bodies    here (slow_reader); web/test_streaming (nothing); test_serving_pressure (no_unicode);
+                               server/test_limits
 12 not a number; no way on     here (not_a_number, form); native/test_sampler
-   loaded twice, a port taken  here (loaded_twice); test_server_process (port)
+   loaded twice; who has it    here (loaded_twice); test_server_process (port); serve/test_holders (device)
 """
 
 from __future__ import annotations
@@ -33,10 +34,20 @@ from artifacts import as_model
 from engines import answer_to, ask, gateway_over
 from modelworks.core import caller
 from modelworks.core.config import count_gpus
-from modelworks.core.errors import DeadlinePassed, Invalid, ModelworksError, OutOfMemory, Unavailable, Unsupported
-from modelworks.core.generation import ChatMessage, Failed, Finished, GenerateRequest, Guide, Started, Token
+from modelworks.core.errors import DeadlinePassed, Invalid, ModelworksError, OutOfMemory, Unavailable
+from modelworks.core.generation import (
+    ChatMessage,
+    ChatTemplateMissing,
+    EngineFailed,
+    Failed,
+    Finished,
+    GenerateRequest,
+    Guide,
+    Started,
+    Token,
+)
 from modelworks.core.states import DeploymentState
-from modelworks.serve import child
+from modelworks.serve import supervisor
 from modelworks.serve.engine import EngineSpec
 from modelworks.serve.native.loop import Loop
 from modelworks.serve.native.model import LoadedModel, load
@@ -90,25 +101,29 @@ def test_a_model_that_would_not_fit_is_refused_with_the_figures_before_anything_
     asyncio.run(play())
 
 
-def test_an_engine_that_hangs_keeps_nobody_longer_than_their_deadline_and_can_be_replaced(
+def test_an_engine_that_hangs_is_found_fails_whoever_waits_and_is_replaced(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(child, "STOP_SECONDS", 0.1)
+    monkeypatch.setattr(supervisor, "FIRST_DELAY_SECONDS", 0.1)
     base = as_model(tiny_llama(tmp_path / "base"), "base")
 
     async def play() -> None:
-        async with gateway_over([base], tmp_path / "logs") as gateway:
+        async with gateway_over([base], tmp_path / "logs", hang_seconds=1.0) as gateway:
             (pid,) = (await gateway.load("base")).pids
             os.kill(pid, signal.SIGSTOP)
             caller.begin().timeout_seconds = 0.2
             with pytest.raises(DeadlinePassed, match=r"0\.2 s"):
                 await answer_to(gateway, ask("base"))
-
-            await gateway.unload("base", drain_seconds=0)
             caller.begin()
+
+            waiting = (answer_to(gateway, ask("base")) for _ in range(3))
+            for error in await asyncio.gather(*waiting, return_exceptions=True):
+                assert isinstance(error, EngineFailed)
+                assert "took no step for 1 s" in error.message
 
             _, end = await answer_to(gateway, ask("base"))
             assert end.completion_tokens == 16
+            assert gateway.deployments()[0].restarts == 1
 
     asyncio.run(play())
 
@@ -156,7 +171,7 @@ def test_a_checkpoint_that_is_not_whole_is_refused_by_what_is_missing(
     ("template", "kind", "said"),
     [
         ("{{ raise_exception('roles must alternate') }}", Invalid, "roles must alternate"),
-        (None, Unsupported, "neither chat_template.jinja nor"),
+        (None, ChatTemplateMissing, r"neither chat_template\.jinja nor .*/v1/completions"),
     ],
     ids=["refuses", "none"],
 )

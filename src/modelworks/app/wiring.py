@@ -25,7 +25,8 @@ from modelworks.serve.child import ChildEngine
 from modelworks.serve.choice import choose_engine
 from modelworks.serve.engine import EngineKind
 from modelworks.serve.entries import read_entries
-from modelworks.serve.gateway import Gateway, GatewaySettings
+from modelworks.serve.fleet import GatewaySettings
+from modelworks.serve.gateway import Gateway
 from modelworks.store.database import open_database
 
 RUNNER = (sys.executable, "-m", "modelworks.app.child")
@@ -63,6 +64,7 @@ class App:
             keep_alive=settings.keep_alive,
             timeout_seconds=settings.request_timeout_seconds,
             max_open_per_key=settings.max_open_per_key,
+            hang_seconds=settings.hang_seconds,
             # A GPU that the driver does not list can be told by its slot.
             gpus=max(count_gpus(), settings.slots.get("gpu", 0)),
         )

@@ -84,6 +84,9 @@ class Settings(Spec):
     max_sequences: int = Field(32, ge=1, description="requests an engine decodes together")
     max_open_per_key: int | None = Field(None, ge=1, description="requests of one key answered at once before 429")
     request_timeout_seconds: float | None = Field(None, gt=0, description="the longest an answer may take")
+    hang_seconds: float = Field(
+        120.0, gt=0, description="seconds an engine that owes answers may take no step; then it is started again"
+    )
     keep_alive: Annotated[float, BeforeValidator(seconds_of)] = Field(
         -1, description="seconds a model stays loaded when nobody asks, or 10m, 1h; below 0 it stays"
     )

@@ -148,6 +148,12 @@ class ContextLengthExceeded(Invalid):
     code = "context_length_exceeded"
 
 
+class ChatTemplateMissing(Invalid):
+    """A conversation for a model that does not say how it reads one."""
+
+    code = "chat_template_missing"
+
+
 class QueueFull(Unavailable):
     """Too many requests wait for this model."""
 

@@ -63,7 +63,8 @@ def preview(dataset_folder: Path, model_folder: Path | None, max_length: int | N
     """Measure rows and render some as `model_folder` reads them; without a model, as plain words.
 
     Raises:
-        Unsupported: the model has no tokenizer or no chat template.
+        Unsupported: the model has no tokenizer.
+        ChatTemplateMissing: it has no chat template.
         Invalid: the dataset is empty.
     """
     records = _spread(dataset_folder)

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from modelworks.core.errors import Invalid, Unsupported
+from modelworks.core.generation import ChatTemplateMissing
 from modelworks.data.record import Conversation, Message, Preference, Prompted, Record, Text
 from modelworks.data.tools import in_words
 
@@ -55,22 +56,28 @@ class ChatTemplate:
         """Whether it tells the model which functions there are."""
         return self.source is not None and re.search(r"\btools\b", self.source) is not None
 
+    def check(self) -> str:
+        """Return the source; raises ChatTemplateMissing if there is none."""
+        if self.source is None:
+            raise ChatTemplateMissing(
+                f"{self.model_folder} has no chat template (neither chat_template.jinja nor chat_template in "
+                "tokenizer_config.json): add one, use an instruct model, or give plain text (/v1/completions; rows of "
+                "format text)"
+            )
+        return self.source
+
     def render(self, messages: Sequence[Message], *, add_generation_prompt: bool = False, tools: str = "") -> str:
         """Write `messages` as the model was taught to read them; the prompt for an answer ends the text if asked for.
 
         `tools` are a Conversation's.
 
         Raises:
-            Unsupported: the model has no chat template.
+            ChatTemplateMissing: the model has none.
             Invalid: the template refuses these messages or goes over a limit.
         """
         from modelworks.data import sandbox
 
-        if self.source is None:
-            raise Unsupported(
-                f"{self.model_folder} has no chat template (neither chat_template.jinja nor chat_template in "
-                "tokenizer_config.json); use an instruct model, or plain text"
-            )
+        source = self.check()
         variables = {
             **self.special_tokens,
             "messages": [
@@ -84,7 +91,7 @@ class ChatTemplate:
             "add_generation_prompt": add_generation_prompt,
         }
         try:
-            return sandbox.render(self.source, variables)
+            return sandbox.render(source, variables)
         except sandbox.TemplateFailed as error:
             raise Invalid(f"the chat template of {self.model_folder} cannot render this: {error}") from None
 

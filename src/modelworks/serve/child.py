@@ -25,7 +25,10 @@ from modelworks.serve.engine import EngineSpec, EngineStats, Place, error_of
 logger = logging.getLogger(__name__)
 
 STOP_SECONDS = 5.0
+# The longest between two looks at whether an engine that owes answers still takes steps.
+LOOK_SECONDS = 5.0
 _LOG_LINES = 16
+_KILLED = ", killed, as when memory runs out"
 
 
 class _Mailbox:
@@ -56,9 +59,11 @@ class ChildEngine:
         self._process, self._writer, self._log_path = process, writer, log_path
         self._boxes: dict[str, _Mailbox] = {"": _Mailbox()}
         self._ended = asyncio.Event()
-        self._end = ""
+        self._end = self._why = ""
         self._stopping = False
+        self._steady = asyncio.Lock()
         self._tasks: tuple[asyncio.Task[None], ...] = ()
+        self._watching: asyncio.Task[None] | None = None
 
     @classmethod
     async def start(cls, spec: EngineSpec, place: Place, module: str = "modelworks.serve.process") -> ChildEngine:
@@ -83,6 +88,7 @@ class ChildEngine:
             report = await engine._boxes[""].get()
             if isinstance(report, Failed):
                 raise error_of(report.code, report.message)
+            engine._watching = asyncio.create_task(engine._watch(place.hang_seconds))
         except BaseException:  # cancelled too: nobody else knows of this process yet
             await engine.stop()
             raise
@@ -125,7 +131,8 @@ class ChildEngine:
         self._send(wire.SetThreads(count))
 
     async def remake(self, recipe: JsonObject) -> JsonObject:
-        report = await self._ask(wire.Remake(new_id(), recipe))
+        async with self._steady:
+            report = await self._ask(wire.Remake(new_id(), recipe))
         if not isinstance(report, wire.Remade):
             raise TypeError(f"{report} is no answer to an order for other weights")
         return report.told
@@ -173,7 +180,7 @@ class ChildEngine:
                 id_, report = wire.read_report(line)
                 if id_ in self._boxes:  # a cancelled request's last words have no reader
                     self._boxes[id_].put(report)
-        except OSError as error:
+        except (OSError, ValueError) as error:  # or it says what nobody can read
             logger.info("the socket of an engine broke", extra={"error": str(error)})
         finally:
             await self._note_end()
@@ -183,16 +190,31 @@ class ChildEngine:
         await self._process.wait()
         self._kill()
 
+    async def _watch(self, seconds: float) -> None:
+        """End a process that owes an answer and takes no step; making weights is one long step, and not watched."""
+        owing = 1  # a mailbox besides that of the process itself
+        while True:
+            await asyncio.sleep(min(LOOK_SECONDS, seconds / 4))
+            async with self._steady:
+                with suppress(TimeoutError):
+                    if len(self._boxes) > owing:
+                        await asyncio.wait_for(self.stats(), seconds)
+                    continue
+                if len(self._boxes) > owing:
+                    self._why = f"it took no step for {seconds:g} s; raise hang_seconds if its steps take that long"
+                    self._kill()
+
     async def _note_end(self) -> None:
         # Without its socket the process can do nothing; it may be gone already.
         if self._process.returncode is None:
             self._kill()
         code = await self._process.wait()
         self._writer.close()
-        self._end = (
-            f"the engine process ended (exit status {code}); its log {self._log_path} says: {self._last_words()}"
-        )
+        why = self._why or f"exit status {code}{_KILLED if code == -signal.SIGKILL and not self._stopping else ''}"
+        self._end = f"the engine process ended ({why}); its log {self._log_path} says: {self._last_words()}"
         self._ended.set()
+        if self._watching is not None:
+            self._watching.cancel()
         for box in self._boxes.values():
             box.put(Failed(EngineFailed.code, self._end))
 

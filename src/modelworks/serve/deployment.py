@@ -10,14 +10,13 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from math import ceil
 
-import psutil
-
 from modelworks.core import clock
 from modelworks.core.errors import Unavailable
 from modelworks.core.generation import EngineFailed, QueueFull
 from modelworks.core.nouns import Adapter, Deployment
 from modelworks.core.states import DeploymentState
 from modelworks.serve.engine import EngineStats
+from modelworks.serve.memory import rss_bytes
 from modelworks.serve.metrics import Rate
 from modelworks.serve.supervisor import Open, Replica
 
@@ -205,7 +204,7 @@ class Deployed:
             ReplicaStatus(
                 device=replica.device, pid=replica.pid, state=replica.state, outstanding=replica.open.count,
                 restarts=replica.restarts, error=replica.error.message if replica.error else None,
-                rss_bytes=_rss_bytes(replica.pid),
+                rss_bytes=rss_bytes(replica.pid),
             )
             for replica in self.replicas
         )  # fmt: skip
@@ -237,10 +236,3 @@ class Deployed:
     def _forget(self, replica: Replica) -> None:
         if replica in self.replicas:
             self.replicas.remove(replica)
-
-
-def _rss_bytes(pid: int | None) -> int:
-    try:
-        return int(psutil.Process(pid).memory_info().rss) if pid is not None else 0
-    except psutil.Error:
-        return 0

@@ -19,12 +19,14 @@ class EngineSpec:
 
     `max_sequences` are decoded together; `kv_cache_bytes` bounds the memory of what they have read and written.
     `program` is where an engine that is not ours was said to be; `weights_file` is the model in its own format.
+    `quantization` is `none`, or `int8` for weights of a byte each: computed with in `dtype`.
     """
 
     model_folder: str
     model_name: str
     device: str = "cpu"
     dtype: str | None = None
+    quantization: str = "none"
     max_sequences: int = 32
     max_context: int | None = None
     kv_cache_bytes: int | None = None
@@ -105,10 +107,11 @@ class Engine(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where an engine process writes its log, and the environment it may see."""
+    """Where an engine process writes its log, the environment it may see, and how long it may take no step."""
 
     log_path: Path
     environment: Mapping[str, str]
+    hang_seconds: float = 120.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -53,6 +53,17 @@ def available_bytes(cgroup: Path = Path("/sys/fs/cgroup")) -> int:
     return free
 
 
+def rss_bytes(pid: int | None) -> int:
+    """What a process and all that it started hold."""
+    try:
+        own = int(psutil.Process(pid).memory_info().rss) if pid is not None else 0
+        # psutil would look at every process of the machine to find them.
+        told = [path.read_text().split() for path in Path(f"/proc/{pid}/task").glob("*/children")]
+    except (psutil.Error, OSError):
+        return 0
+    return own + sum(rss_bytes(int(child)) for children in told for child in children)
+
+
 def _weight_bytes(folder: Path, dtype: str | None) -> int:
     """Of the tensors in the precision of the engine: None is bfloat16 on processors that compute with it."""
     total = 0

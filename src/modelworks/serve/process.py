@@ -19,6 +19,7 @@ from modelworks.core.errors import ModelworksError
 from modelworks.core.generation import EngineFailed, Failed, Finished, Started
 from modelworks.serve import wire
 from modelworks.serve.engine import EngineSpec
+from modelworks.serve.holders import no_room
 from modelworks.serve.native.loop import Loop, Make
 from modelworks.serve.native.model import LoadedModel, load
 
@@ -52,9 +53,12 @@ class Process:
         except ModelworksError as error:
             self._tell([("", Failed(error.code, error.message))])
             return
-        except Exception:  # a bug: the gateway learns of it by the process's end
+        except Exception as error:
             logger.exception("the model could not be loaded")
-            os._exit(70)
+            if (told := no_room(self._spec, error)) is None:  # a bug: the gateway learns of it by the process's end
+                os._exit(70)
+            self._tell([("", told)])
+            return
         self._model: LoadedModel = model
         self._loop = Loop(model, self._tell_from_thread, self._spec.max_sequences, self._make)
         threading.Thread(target=self._compute, name="compute", daemon=True).start()

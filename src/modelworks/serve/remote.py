@@ -17,12 +17,12 @@ from pathlib import Path
 from typing import Any
 
 import httpx2
-import psutil
 
 from modelworks.core.errors import Invalid, ModelworksError, Unsupported
 from modelworks.core.generation import EngineEvent, EngineFailed, Failed, Finished, GenerateRequest, Started, Token
 from modelworks.core.nouns import JsonObject
 from modelworks.serve.engine import Counts, EngineSpec, EngineStats, Place
+from modelworks.serve.memory import rss_bytes
 from modelworks.serve.prompt import Prompts
 
 logger = logging.getLogger(__name__)
@@ -204,7 +204,7 @@ class RemoteEngine:
         return EngineStats(
             running=max(0, self._open - waiting), waiting=waiting, adapters=tuple(sorted(self._adapters)),
             max_context=self._prompts.max_context, kv_used_tokens=0, kv_total_tokens=0,
-            rss_bytes=_rss_bytes(self._process.pid), dtype=self._spec.dtype or "", preempted=0, **vars(self._counts),
+            rss_bytes=rss_bytes(self._process.pid), dtype=self._spec.dtype or "", preempted=0, **vars(self._counts),
         )  # fmt: skip
 
     async def remake(self, recipe: JsonObject) -> JsonObject:
@@ -288,11 +288,3 @@ def _free_port() -> int:
 def _signal_group(group: int, number: int) -> None:
     with suppress(ProcessLookupError):
         os.killpg(group, number)
-
-
-def _rss_bytes(pid: int) -> int:
-    try:
-        family = [psutil.Process(pid), *psutil.Process(pid).children(recursive=True)]
-        return sum(int(process.memory_info().rss) for process in family)
-    except psutil.Error:
-        return 0

@@ -147,7 +147,8 @@ class Replica:
                 return
             except ModelworksError as error:
                 reason = error.message
-            except OSError as error:
+            except Exception as error:  # what nobody thought of must not leave callers waiting for ever
+                logger.exception("an engine could not be kept")
                 reason = f"the engine could not be started: {error}"
             failures = 1 if clock.time() - started > SOUND_AFTER_SECONDS else failures + 1
             logger.warning("an engine ended", extra={"reason": reason, "failures": failures})

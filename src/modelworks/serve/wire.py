@@ -3,21 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, get_args
 
 import orjson
 from pydantic import TypeAdapter
 
-from modelworks.core.generation import (
-    Embedding,
-    EngineEvent,
-    Failed,
-    Finished,
-    GenerateRequest,
-    Started,
-    Token,
-    ToolCall,
-)
+from modelworks.core.generation import EngineEvent, GenerateRequest, Token
 from modelworks.core.nouns import JsonObject
 from modelworks.serve.engine import EngineStats
 
@@ -92,14 +83,8 @@ class Remade:
 # Every report but Ready and a failed load belongs to the id of an order.
 Report: TypeAlias = Ready | Done | Remade | EngineStats | EngineEvent
 
-_ORDERS: dict[str, TypeAdapter[Any]] = {
-    kind.__name__: TypeAdapter(kind)
-    for kind in (Generate, Cancel, AddAdapter, RemoveAdapter, AskStats, SetThreads, Remake)
-}
-_REPORTS: dict[str, TypeAdapter[Any]] = {
-    kind.__name__: TypeAdapter(kind)
-    for kind in (Ready, Done, Remade, EngineStats, Started, Token, ToolCall, Embedding, Finished, Failed)
-}
+_ORDERS: dict[str, TypeAdapter[Any]] = {kind.__name__: TypeAdapter(kind) for kind in get_args(Order)}
+_REPORTS: dict[str, TypeAdapter[Any]] = {kind.__name__: TypeAdapter(kind) for kind in get_args(Report)}
 
 
 def write_order(order: Order) -> bytes:

@@ -9,6 +9,7 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 
 from modelworks.core.errors import Invalid, Unsupported
+from modelworks.core.generation import ChatTemplateMissing
 from modelworks.data.record import Conversation, Message, Text
 from modelworks.data.render import IGNORED, ChatTemplate, Example, encode_example, load_tokenizer, mark
 
@@ -125,7 +126,7 @@ def test_truncation_keeps_the_start_and_drops_what_has_no_answer_left(tmp_path: 
 def test_a_model_without_a_template_says_which_file_is_missing(tmp_path: Path) -> None:
     template = ChatTemplate.load(make_model(tmp_path, None))
 
-    with pytest.raises(Unsupported, match=r"neither chat_template\.jinja nor chat_template in tokenizer_config"):
+    with pytest.raises(ChatTemplateMissing, match=r"neither chat_template\.jinja nor .*\.json\): add one, use"):
         template.render(TURNS)
 
 

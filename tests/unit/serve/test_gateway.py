@@ -22,7 +22,7 @@ from modelworks.core.generation import EngineEvent, EngineFailed, Failed, Finish
 from modelworks.core.generation import Token as Text
 from modelworks.core.nouns import JsonObject
 from modelworks.core.states import DeploymentState
-from modelworks.serve import gateway as module
+from modelworks.serve import fleet as module
 from modelworks.serve.engine import EngineKind, EngineSpec, EngineStats, Place
 from modelworks.serve.gateway import Gateway
 from modelworks.serve.supervisor import MAX_FAILURES, delay_after
@@ -162,7 +162,7 @@ def test_a_full_queue_says_when_to_come_again(tmp_path: Path, monkeypatch: pytes
         with pytest.raises(QueueFull) as first:
             await refused
         assert first.value.retry_after_seconds == 1  # nobody knows yet how long one takes
-        deployed = next(iter(made.gateway._deployed.values()))
+        deployed = next(iter(made.gateway._fleet.deployed.values()))
         deployed.note_answer(12.0)
         with pytest.raises(QueueFull) as second:
             await answer_to(made.gateway, ask("base"))
@@ -258,6 +258,27 @@ def test_engines_that_answer_share_the_cores_that_jobs_leave(tmp_path: Path, mon
 def test_an_engine_that_ends_is_started_later_each_time() -> None:
     assert [delay_after(failures) for failures in range(1, 9)] == [1, 2, 4, 8, 16, 32, 60, 60]
     assert MAX_FAILURES == 5
+
+
+def test_an_error_that_nobody_thought_of_is_an_end_like_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("modelworks.serve.supervisor.FIRST_DELAY_SECONDS", 0)
+
+    async def surprise(_engine: TestEngine) -> str:
+        raise ValueError("a surprise")
+
+    monkeypatch.setattr(TestEngine, "ended", surprise)
+
+    async def scene(made: Stage) -> None:
+        with suppress(EngineFailed):
+            await made.gateway.load("base")
+        while made.gateway.deployments()[0].state is not DeploymentState.FAILED:
+            await asyncio.sleep(0)
+        assert "given up after 5 attempts" in str(made.gateway.deployments()[0].error)
+        assert "a surprise" in str(made.gateway.deployments()[0].error)
+
+    play(tmp_path, monkeypatch, scene)
 
 
 def test_one_that_always_ends_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,12 +11,10 @@ from typing import Any
 import pytest
 import torch
 
-from modelworks.core.generation import GenerateRequest
+from logits import answer, read_logits
 from modelworks.serve.engine import EngineSpec
-from modelworks.serve.native.detokenize import Detokenizer
 from modelworks.serve.native.model import LoadedModel, load
-from modelworks.serve.native.scheduler import Piece, Scheduler
-from modelworks.serve.native.sequence import Sequence as Answer
+from modelworks.serve.native.scheduler import Piece
 from tiny import tiny_adapter, tiny_llama
 
 # float32 on both sides: what is left are sums in another order.
@@ -25,36 +23,6 @@ CLOSE: dict[str, Any] = {"atol": 2e-4, "rtol": 1e-4}
 
 def open_model(folder: Path, **options: Any) -> LoadedModel:
     return load(EngineSpec(model_folder=str(folder), model_name="m", dtype="float32", max_sequences=8, **options))
-
-
-def answer(name: str, tokens: Sequence[int], adapter: str | None = None) -> Answer:
-    request = GenerateRequest(id=name, model="m", prompt="", temperature=0)
-    return Answer(request, list(tokens), len(tokens), 10_000, Detokenizer(lambda ids: ""), adapter)
-
-
-def read_logits(
-    model: LoadedModel, answers: Sequence[Answer], follow: Sequence[Sequence[int]], tokens_per_step: int = 64
-) -> list[torch.Tensor]:
-    """Feed each prompt, then its `follow` tokens one by one, all together; logits (1 + len(follow), vocab) of each."""
-    scheduler = Scheduler(8, tokens_per_step, model.runner.cache.fits)
-    todo = {one.id: list(tokens) for one, tokens in zip(answers, follow, strict=True)}
-    seen: dict[str, list[torch.Tensor]] = {one.id: [] for one in answers}
-    for one in answers:
-        scheduler.add(one)
-    while pieces := scheduler.plan():
-        scheduler.make_ready(model.runner.cache)
-        logits = model.runner.forward(pieces)
-        giving = [piece.sequence for piece in pieces if piece.gives_token]
-        for piece in pieces:
-            piece.sequence.cached += piece.count
-        for one, row in zip(giving, logits, strict=True):
-            seen[one.id].append(row)
-            if todo[one.id]:
-                one.tokens.append(todo[one.id].pop(0))
-            else:
-                scheduler.remove(one)
-    model.runner.cache.clear()
-    return [torch.stack(seen[one.id]) for one in answers]
 
 
 def reference(folder: Path, tokens: Sequence[int], adapter: Path | None = None) -> torch.Tensor:
@@ -254,20 +222,6 @@ def test_a_preempted_answer_is_read_again_and_goes_on_as_if_nothing_was(tmp_path
 
     for prompt, logits in zip(prompts, found, strict=True):
         torch.testing.assert_close(logits, reference(folder, prompt + follow)[39:], **CLOSE)
-
-
-@pytest.mark.model
-def test_the_real_model_is_right_alone_and_in_company(smollm2: Path) -> None:
-    model = open_model(smollm2, threads=2)
-    prompts = [model.tokenizer.encode(text).ids for text in ("The capital of France is", "def add(a, b):", "1 2 3 4 5")]
-    follows = [model.tokenizer.encode(" Paris, and that of Italy is Rome.").ids] * 3
-
-    mixed = read_logits(model, [answer(str(i), prompt) for i, prompt in enumerate(prompts)], follows)
-
-    for prompt, follow, found in zip(prompts, follows, mixed, strict=True):
-        expected = reference(smollm2, prompt + follow)[len(prompt) - 1 :]
-        assert (found - expected).abs().max() < 2e-3  # of logits around 20
-        assert torch.equal(found.argmax(-1), expected.argmax(-1))
 
 
 def test_pieces_know_when_the_next_token_can_be_sampled() -> None:
