@@ -50,6 +50,8 @@ def in_our_words(body: Mapping[str, Any]) -> dict[str, Any]:
     for field in LEFT_TO_US:
         if field in ours and ours[field] in (None, -1):
             ours[field] = "auto"
+    if isinstance(ours.get("report_to"), str):
+        ours["report_to"] = [] if ours["report_to"] == "none" else [ours["report_to"]]
     strategy = ours.get("strategy")
     if isinstance(strategy, str):
         ours["strategy"] = STRATEGIES.get(strategy, strategy)

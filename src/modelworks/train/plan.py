@@ -14,6 +14,7 @@ from modelworks.core.registry import choose
 from modelworks.core.spec import parse_spec
 from modelworks.data.format import formats
 from modelworks.data.record import Conversation, Preference, Prompted, Rated, Record, Text
+from modelworks.train.cutting import cut_problems
 from modelworks.train.footprint import device_of, least_memory
 from modelworks.train.microbatches import memory_bytes
 from modelworks.train.reporting import missing_packages
@@ -36,6 +37,8 @@ LONGEST_ROW = 2048
 
 # Strategies whose batches may be divided among processes.
 TOGETHER = ("sft", "qlora", "pretrain", "dpo", "orpo")
+
+_COMBINATION = "unsupported_combination"
 
 Provider: TypeAlias = Literal["huggingface", "unsloth"]
 
@@ -141,7 +144,7 @@ def _problems(spec: TrainSpec, inputs: Mapping[str, AnyArtifact]) -> Iterator[Pr
     elif dataset.train_rows == 0:
         yield Problem("dataset", f"{spec.dataset} has no row to train on", "hold out fewer rows")
     elif strategy is not None:
-        yield from _row_problems(spec, strategy, dataset)
+        yield from _row_problems(spec, strategy, dataset, model)
     yield from _lora_problems(spec, inputs)
     yield from _publishing_problems(spec, model)
     yield from _memory_problems(spec, model)
@@ -153,21 +156,22 @@ def _problems(spec: TrainSpec, inputs: Mapping[str, AnyArtifact]) -> Iterator[Pr
 
 def _publishing_problems(spec: TrainSpec, model: AnyArtifact | None) -> Iterator[Problem]:
     if spec.merge and spec.tuning == "full":
-        yield Problem("merge", "has no meaning with tuning full", "remove it: the whole model is published anyway")
+        remedy = "remove it: the whole model is published anyway"
+        yield Problem("merge", "has no meaning with tuning full", remedy, _COMBINATION)
     if (spec.merge or spec.export_gguf) and spec.strategy == "reward":
-        yield Problem("merge, export_gguf", "a reward model writes no text", "remove them")
+        yield Problem("merge, export_gguf", "a reward model writes no text", "remove them", _COMBINATION)
     elif spec.export_gguf and isinstance(model, Model):
         try:
             check_gguf(model.path)
         except Unsupported as error:
-            yield Problem("export_gguf", error.message)
+            yield Problem("export_gguf", error.message, code=_COMBINATION)
 
 
 def _strategy_problems(
     spec: TrainSpec, strategy: Strategy, params: Params, inputs: Mapping[str, AnyArtifact]
 ) -> Iterator[Problem]:
     if spec.tuning not in strategy.learning_rates:
-        yield Problem("tuning", f"{strategy.name} does not train every weight", "choose tuning lora")
+        yield Problem("tuning", f"{strategy.name} does not train every weight", "choose tuning lora", _COMBINATION)
     elif isinstance(model := _whole(spec, inputs), Model):
         yield from strategy.check(spec, params, inputs, settle(spec, model))
         if model.architecture.endswith("ForSequenceClassification") and strategy.name != "reward":
@@ -190,21 +194,22 @@ def _lora_problems(spec: TrainSpec, inputs: Mapping[str, AnyArtifact]) -> Iterat
     ]
     if spec.tuning == "full":
         if changed:
-            yield Problem(", ".join(changed), "has no meaning with tuning full", "remove it, or choose tuning lora")
+            remedy = "remove it, or choose tuning lora"
+            yield Problem(", ".join(changed), "has no meaning with tuning full", remedy, _COMBINATION)
         if adapter:
-            yield Problem("tuning", f"{spec.model} is an adapter", "choose tuning lora, or merge it into a model first")
+            remedy = "choose tuning lora, or merge it into a model first"
+            yield Problem("tuning", f"{spec.model} is an adapter", remedy, _COMBINATION)
     elif adapter:
         for field, has in lora_of(adapter).items():
             asked = sorted(spec.lora_target) if isinstance(spec.lora_target, tuple) else spec.lora_target
             if field in changed and has != (asked if field == "lora_target" else getattr(spec, field)):
                 yield Problem(field, f"{spec.model} has {has}, and goes on with it", "leave it away")
-    elif isinstance(spec.lora_target, tuple) and isinstance(model, Model) and (names := _layers(model)):
-        unknown = ", ".join(sorted(set(spec.lora_target) - names))
+    elif spec.lora_target != "all-linear" and isinstance(model, Model) and (names := _layers(model)):
+        wanted = {spec.lora_target} if isinstance(spec.lora_target, str) else {*spec.lora_target}
+        unknown = ", ".join(sorted(wanted - names))
         if unknown:
             has = ", ".join(sorted(names))
-            yield Problem(
-                "lora_target", f"the model has no layer {unknown}", f"it has {has}", code="unsupported_combination"
-            )
+            yield Problem("lora_target", f"the model has no layer {unknown}", f"it has {has}", _COMBINATION)
 
 
 def _layers(model: Model) -> set[str]:
@@ -233,7 +238,8 @@ def _process_problems(spec: TrainSpec) -> Iterator[Problem]:
     if spec.parallel == "fsdp":
         yield from check_sharding(spec)
     if spec.num_processes > 1 and spec.strategy not in TOGETHER:
-        yield Problem("num_processes", f"{spec.strategy} trains in one process", f"{', '.join(TOGETHER)} can in more")
+        remedy = f"{', '.join(TOGETHER)} can in more"
+        yield Problem("num_processes", f"{spec.strategy} trains in one process", remedy, _COMBINATION)
 
 
 def _watching_problems(spec: TrainSpec, dataset: AnyArtifact) -> Iterator[Problem]:
@@ -246,7 +252,9 @@ def _watching_problems(spec: TrainSpec, dataset: AnyArtifact) -> Iterator[Proble
         yield Problem("eval_steps", f"{spec.dataset} holds out no row to measure", "hold out some, or leave it away")
 
 
-def _row_problems(spec: TrainSpec, strategy: Strategy, dataset: Dataset) -> Iterator[Problem]:
+def _row_problems(
+    spec: TrainSpec, strategy: Strategy, dataset: Dataset, model: AnyArtifact | None
+) -> Iterator[Problem]:
     known = formats()
     found = known.get(dataset.format)
     if found is not None and found.makes not in strategy.learns:
@@ -259,6 +267,8 @@ def _row_problems(spec: TrainSpec, strategy: Strategy, dataset: Dataset) -> Iter
             f"import rows of one of the formats {giving}, or choose the strategy {' or '.join(fitting)}",
             "dataset_schema_mismatch",
         )
+    elif isinstance(model, Model) and strategy.name not in ("grpo", "rlhf") and spec.tuning in strategy.learning_rates:
+        yield from cut_problems(model, dataset, settle(spec, model).max_length)
 
 
 def _where(error: ModelworksError) -> str:

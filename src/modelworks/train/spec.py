@@ -100,7 +100,12 @@ class TrainSpec(Spec):
     @model_validator(mode="before")
     @classmethod
     def _in_our_words(cls, body: Any) -> Any:
-        return in_our_words(body) if isinstance(body, Mapping) else body
+        return cls.renamed(body) if isinstance(body, Mapping) else body
+
+    @classmethod
+    def renamed(cls, body: Mapping[str, Any]) -> dict[str, Any]:
+        """`body` with the fields' own names; raises ValueError for two of one field."""
+        return in_our_words(body)
 
     @property
     def models(self) -> tuple[str, ...]:

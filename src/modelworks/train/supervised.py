@@ -9,10 +9,10 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from modelworks.core.errors import Invalid
 from modelworks.data.batches import Encoded, encode_split, in_batches, pad_right
 from modelworks.data.record import Split
 from modelworks.data.render import Example
+from modelworks.train.cutting import AllLabelsMasked
 from modelworks.train.network import build_network
 from modelworks.train.strategy import Params, Setup, Training
 from modelworks.train.tokens import encode_once
@@ -23,12 +23,6 @@ from modelworks.weights.scoring import answer_loss
 
 class SupervisedParams(Params):
     loss_on: Literal["answers", "all"] = Field("answers", description="learn the answers only, or the prompts as well")
-
-
-class AllLabelsMasked(Invalid):
-    """Nothing is left to learn once rows are cut to max_length."""
-
-    code = "all_labels_masked"
 
 
 def build_supervised(

@@ -193,7 +193,8 @@ class Steady:
         kept = f"the checkpoint of step {step_of(last)} is kept; " if last else ""
         raise NonFiniteLoss(
             f"the {what} is {value} at step {self.state.global_step + 1}{rows}; {kept}"
-            f"look at these rows, lower learning_rate (now {self.args.learning_rate:g}) or choose dtype fp32"
+            f"look at these rows, lower learning_rate (now {self.args.learning_rate:g})"
+            + ("" if str(self.setup.dtype) == "torch.float32" else " or choose dtype fp32")
         )
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:

@@ -15,7 +15,7 @@ from modelworks.data.spec import ImportSpec
 from modelworks.jobs.recovery import died
 from modelworks.train.checkpoints import ResumeMismatch, seal
 from modelworks.train.checkpoints import newest_verified as newest
-from modelworks.train.supervised import AllLabelsMasked
+from modelworks.train.cutting import AllLabelsMasked
 from modelworks.train.trainer import NonFiniteLoss
 from tiny import tiny_llama
 
@@ -57,6 +57,9 @@ def resume(_services: Services, folder: Path) -> None:
         (train(strategy="dpo"), "dataset_schema_mismatch", "rows holds conversations", "import rows of one of"),
         (bring('{"x": 1}\n' * 3), "dataset_schema_mismatch", "has the columns x", "columns: {instruction"),
         (bring('{"prompt": "a", "completion": "b"}\n' + "[1]\n" * 3), "dataset_bad_rows", "3 of 4 rows", "mend them"),
+        (train(max_length=8), "all_labels_masked", "8 cuts every answer off all 3 rows", "raise it well over 20"),
+        (train(merge=True, tuning="full"), "unsupported_combination", "merge", "remove it"),
+        (train(lora_target="c_attn"), "unsupported_combination", "no layer c_attn", "it has down_proj"),
         (train(lora_target=["c_attn"]), "unsupported_combination", "no layer c_attn", "it has down_proj"),
         (resume, "resume_mismatch", "with other settings, data or model", "start a new job"),
     ],
