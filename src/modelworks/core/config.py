@@ -28,7 +28,7 @@ FOREIGN_VARIABLES = {"hf_token": "HF_TOKEN", "hf_endpoint": "HF_ENDPOINT", "hub_
 # What a child process may inherit: nothing else of the server's environment reaches a run or an engine.
 CHILD_VARIABLES = (
     "PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "USER", "LD_LIBRARY_PATH", "CUDA_VISIBLE_DEVICES", "CUDA_HOME",
-    "HF_HOME",
+    "HF_HOME", "WANDB_MODE",
     "SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "XDG_CACHE_HOME", "VIRTUAL_ENV",
 )  # fmt: skip
 

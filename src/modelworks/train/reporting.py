@@ -34,8 +34,8 @@ def _wandb(setup: Setup, _trainer: Any) -> Any:
     import wandb  # type: ignore[import-not-found] # only where it is installed
     from transformers.integrations import WandbCallback
 
-    # Where nobody has logged in it is kept for `wandb sync`.
-    mode = "online" if wandb.api.api_key else "offline"
+    # Where nobody has logged in it is kept for `wandb sync`; else WANDB_MODE may ask for the same.
+    mode = None if wandb.api.api_key else "offline"
     wandb.init(
         project="modelworks", name=setup.spec.published_name, id=setup.job.job_id, resume="allow", mode=mode,
         dir=str(_folder(setup, "wandb")), settings=wandb.Settings(silent=True),
