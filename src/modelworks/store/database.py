@@ -14,7 +14,7 @@ from sqlalchemy import Connection, Engine, create_engine, event, inspect, make_u
 from sqlalchemy.exc import OperationalError
 
 from modelworks.core.errors import Unavailable
-from modelworks.store.tables import HEAD
+from modelworks.store.tables import HEAD, metadata
 
 # The first SQLite without the WAL-reset bug, which can corrupt a database that several connections write to.
 FIXED_SQLITE = (3, 51, 3)
@@ -99,7 +99,11 @@ def _migrate(engine: Engine) -> None:
     config.set_main_option("script_location", str(Path(__file__).parent / "migrations").replace("%", "%%"))
     with engine.execution_options(modelworks_write=True).begin() as connection:
         config.attributes["connection"] = connection
-        command.upgrade(config, "head")
+        if inspect(connection).has_table("alembic_version"):
+            command.upgrade(config, "head")
+        else:
+            metadata.create_all(connection)
+            command.stamp(config, "head")
 
 
 @contextmanager

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from alembic import command
 from alembic.config import Config
 from alembic.script import ScriptDirectory
 from sqlalchemy import create_engine, inspect, text
@@ -16,19 +15,44 @@ def test_the_sqlite_in_use_is_free_of_the_wal_reset_bug() -> None:
     assert sqlite_module().sqlite_version_info >= FIXED_SQLITE
 
 
-def test_migrations_make_exactly_the_tables_of_the_code(tmp_path: Path) -> None:
-    migrated = open_database(f"sqlite:///{tmp_path / 'migrated.db'}").engine
-    created = create_engine(f"sqlite:///{tmp_path / 'created.db'}", module=sqlite_module())
-    metadata.create_all(created)
+def an_old_workspace(folder: Path) -> str:
+    """The URL of a database as the first version made it, with artifacts in it."""
+    url = f"sqlite:///{folder / 'old.db'}"
+    engine = create_engine(url, module=sqlite_module())
+    row = "(:id, 'model', :id, 'd', 'p', 1, '[]', '{}', '{}', '{}', 1)"
+    columns = "(id, kind, name, digest, path, size_bytes, files, recipe, metrics, facts, created_at)"
+    with engine.begin() as connection:
+        for statement in (Path(__file__).parent / "first_tables.sql").read_text().split(";\n")[:-1]:
+            connection.execute(text(statement))
+        for artifact_id in ("b", "a", "c"):
+            connection.execute(text(f"INSERT INTO artifacts {columns} VALUES {row}"), {"id": artifact_id})
+    engine.dispose()
+    return url
+
+
+def test_an_older_workspace_comes_to_exactly_the_tables_of_a_new_one(tmp_path: Path) -> None:
+    migrated = open_database(an_old_workspace(tmp_path)).engine
+    created = open_database(f"sqlite:///{tmp_path / 'new.db'}").engine
 
     for table in metadata.tables:
-        columns = [
-            {(column["name"], str(column["type"]), column["nullable"]) for column in inspect(engine).get_columns(table)}
+        found = [
+            (
+                {(each["name"], str(each["type"]), each["nullable"]) for each in inspect(engine).get_columns(table)},
+                {each["name"] for each in inspect(engine).get_indexes(table)},
+            )
             for engine in (migrated, created)
         ]
-        assert columns[0] == columns[1]
+        assert found[0] == found[1]
     migrated.dispose()
     created.dispose()
+
+
+def test_a_new_workspace_is_known_to_be_the_newest(tmp_path: Path) -> None:
+    database = open_database(f"sqlite:///{tmp_path / 'new.db'}")
+
+    with database.read() as connection:
+        assert connection.execute(text("SELECT version_num FROM alembic_version")).scalars().all() == [HEAD]
+    database.close()
 
 
 def test_the_head_in_the_code_is_the_newest_migration() -> None:
@@ -49,20 +73,7 @@ def test_it_is_opened_durable_and_with_one_writer(tmp_path: Path) -> None:
 
 
 def test_artifacts_of_an_older_workspace_are_numbered_in_the_order_of_their_making(tmp_path: Path) -> None:
-    url = f"sqlite:///{tmp_path / 'old.db'}"
-    config = Config()
-    config.set_main_option("script_location", str(Path(module.__file__).parent / "migrations"))
-    engine = create_engine(url, module=sqlite_module())
-    row = "(:id, 'model', :id, 'd', 'p', 1, '[]', '{}', '{}', '{}', 1)"
-    columns = "(id, kind, name, digest, path, size_bytes, files, recipe, metrics, facts, created_at)"
-    with engine.begin() as connection:
-        config.attributes["connection"] = connection
-        command.upgrade(config, "0001")
-        for artifact_id in ("b", "a", "c"):
-            connection.execute(text(f"INSERT INTO artifacts {columns} VALUES {row}"), {"id": artifact_id})
-    engine.dispose()
-
-    migrated = open_database(url)
+    migrated = open_database(an_old_workspace(tmp_path))
 
     with migrated.read() as connection:
         numbers = connection.execute(text("SELECT id, number FROM artifacts ORDER BY number")).all()

@@ -19,9 +19,3 @@ def upgrade() -> None:
         values = {"number": number, "id": artifact_id}
         op.get_bind().execute(sa.text("UPDATE artifacts SET number = :number WHERE id = :id"), values)
     op.create_index("artifacts_by_number", "artifacts", ["number"], unique=True)
-
-
-def downgrade() -> None:
-    op.drop_index("artifacts_by_number", table_name="artifacts")
-    op.drop_column("artifacts", "number")
-    op.drop_column("jobs", "pause_requested")

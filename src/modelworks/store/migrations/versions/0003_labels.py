@@ -11,7 +11,3 @@ down_revision = "0002"
 
 def upgrade() -> None:
     op.add_column("jobs", sa.Column("labels", sa.JSON(), nullable=False, server_default="{}"))
-
-
-def downgrade() -> None:
-    op.drop_column("jobs", "labels")
