@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from modelworks.app.folder_merging import read_merge
 from modelworks.app.kinds import kind_named
 from modelworks.app.services import Services
-from modelworks.core import clock
 from modelworks.core.errors import Invalid, NotFound
 from modelworks.core.nouns import AnyArtifact, EventType, Job, JsonObject
 from modelworks.core.spec import parse_spec
@@ -34,8 +33,8 @@ def queue_merge(services: Services, spec: Mapping[str, object], params: JsonObje
         told += [] if has_gpu else [NO_GPU]
     job = services.submit("merge", body, labels={"params": params, "warnings": list(told)})
     with services.database.write() as connection:
-        said = [events.NewEvent(clock.now(), EventType.LOG, {"message": note, "level": "warning"}) for note in told]
-        events.append(connection, job.id, said)
+        for note in told:
+            events.tell(connection, job.id, EventType.LOG, {"message": note, "level": "warning"})
     services.feed.tell(job.id)
     return job
 

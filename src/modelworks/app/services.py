@@ -207,7 +207,7 @@ class Services:
             if child.state is not JobState.SUCCEEDED
         }
         for child_id, new in again.items():
-            self._hand_on(child_id, str(new.id))
+            self._hand_on(child_id, new.id)
         ids = [again[child.id].id if child.id in again else child.id for child in children]
         parent = replace(parent, labels=old.labels | {queue.CHILDREN: list(ids)})
         return queue.insert_job(self.database, parent, list(again.values()))

@@ -6,7 +6,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from modelworks.core import clock
 from modelworks.core.nouns import AnyArtifact, EventType, Failure, Job, JsonObject
 from modelworks.core.states import JobState
 from modelworks.search.outcomes import Outcome, better, metric_of, picture, ranked, table
@@ -14,7 +13,6 @@ from modelworks.search.sweep import label
 from modelworks.store import catalog, events
 from modelworks.store import jobs as queue
 from modelworks.store.database import Database
-from modelworks.store.events import NewEvent
 
 # Points of a line in the picture.
 POINTS = 200
@@ -50,9 +48,11 @@ class Sweeps:
             return False
         progress: JsonObject = {"done": len(ended), "total": len(children), "unit": "trainings"}
         progress["ended"] = [child.id for child in ended]
-        told = [NewEvent(clock.now(), EventType.LOG, self._line(child)) for child in new]
+        lines = [self._line(child) for child in new]
         with self.database.write() as connection:
-            events.append(connection, job.id, [*told, NewEvent(clock.now(), EventType.PROGRESS, progress)])
+            for line in lines:
+                events.tell(connection, job.id, EventType.LOG, line)
+            events.tell(connection, job.id, EventType.PROGRESS, progress)
         return True
 
     def _line(self, child: Job) -> JsonObject:

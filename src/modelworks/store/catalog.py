@@ -7,7 +7,7 @@ from functools import cache
 from pathlib import Path
 
 from pydantic import TypeAdapter
-from sqlalchemy import Connection, RowMapping, delete, func, insert, select, text, update
+from sqlalchemy import Connection, RowMapping, Select, delete, func, insert, select, text, update
 
 from modelworks.core import clock
 from modelworks.core.errors import Conflict
@@ -43,16 +43,11 @@ def publish(connection: Connection, publication: Publication) -> AnyArtifact:
         # Two that publish at once must not find the same highest number; SQLite has one writer anyway.
         connection.execute(text("LOCK TABLE artifacts IN SHARE ROW EXCLUSIVE MODE"))
     number = 1 + (connection.execute(select(func.max(artifacts.c.number))).scalar() or 0)
-    known = {"id", "kind", "name", "digest", "size_bytes", "job_id", "metrics", "created_at"}
-    own = asdict(artifact)
-    facts = {key: own[key] for key in own if key not in known | {"path", "files", "parents", "recipe", "number"}}
-    connection.execute(
-        insert(artifacts).values(
-            **{key: own[key] for key in known - {"name", "kind"}}, kind=artifact.kind.value, name=name, facts=facts,
-            path=artifact.path.relative_to(publication.home).as_posix(), recipe=artifact.recipe,
-            files=[asdict(file) for file in artifact.files], number=number,
-        )
-    )  # fmt: skip
+    place = artifact.path.relative_to(publication.home).as_posix()
+    own = asdict(artifact) | {"kind": artifact.kind.value, "name": name, "number": number, "path": place}
+    del own["parents"]
+    known = {key: own.pop(key) for key in artifacts.columns.keys() & own.keys()}
+    connection.execute(insert(artifacts).values(**known, facts=own))
     for position, parent in enumerate(artifact.parents):
         connection.execute(
             insert(parents).values(
@@ -86,10 +81,8 @@ def find(database: Database, home: Path, shelf: str, name_or_id: str) -> AnyArti
     with database.read() as connection:
         pointed = _pointed(connection, shelf, name_or_id) or name_or_id
         query = select(artifacts).where(artifacts.c.id == pointed, artifacts.c.removed_at.is_(None))
-        row = connection.execute(query).mappings().first()
-        if row is None or shelf_of(ArtifactKind(row["kind"])) != shelf:
-            return None
-        return _artifact(row, home, _parents_of(connection, row["id"]))
+        found = next(iter(_artifacts(connection, home, query)), None)
+    return found if found is not None and shelf_of(found.kind) == shelf else None
 
 
 def numbered(database: Database, home: Path, shelf: str, number: int) -> AnyArtifact | None:
@@ -103,20 +96,14 @@ def numbered(database: Database, home: Path, shelf: str, number: int) -> AnyArti
 def get(database: Database, home: Path, artifact_id: str) -> AnyArtifact | None:
     """Return an artifact by id, removed or not: lineage names those too."""
     with database.read() as connection:
-        row = connection.execute(select(artifacts).where(artifacts.c.id == artifact_id)).mappings().first()
-        return None if row is None else _artifact(row, home, _parents_of(connection, artifact_id))
+        return next(iter(_artifacts(connection, home, select(artifacts).where(artifacts.c.id == artifact_id))), None)
 
 
 def list_artifacts(database: Database, home: Path, kinds: tuple[ArtifactKind, ...]) -> list[AnyArtifact]:
     """Newest first; only those that a name points to."""
-    query = (
-        select(artifacts)
-        .where(artifacts.c.kind.in_([kind.value for kind in kinds]), artifacts.c.removed_at.is_(None))
-        .order_by(artifacts.c.id.desc())
-    )
+    query = select(artifacts).where(artifacts.c.kind.in_(kinds), artifacts.c.removed_at.is_(None))
     with database.read() as connection:
-        rows = connection.execute(query).mappings().all()
-        return [_artifact(row, home, _parents_of(connection, row["id"])) for row in rows]
+        return _artifacts(connection, home, query.order_by(artifacts.c.id.desc()))
 
 
 def list_names(database: Database, shelf: str) -> dict[str, str]:
@@ -162,8 +149,7 @@ def made_by(database: Database, home: Path, job_id: str) -> list[AnyArtifact]:
     """What a job published and is still there, in order."""
     query = select(artifacts).where(artifacts.c.job_id == job_id, artifacts.c.removed_at.is_(None))
     with database.read() as connection:
-        rows = connection.execute(query.order_by(artifacts.c.number)).mappings().all()
-        return [_artifact(row, home, _parents_of(connection, row["id"])) for row in rows]
+        return _artifacts(connection, home, query.order_by(artifacts.c.number))
 
 
 def paths_in_use(database: Database) -> set[str]:
@@ -208,6 +194,11 @@ def _free_name(connection: Connection, kind: ArtifactKind, wanted: str, *, repla
     while not replace and _pointed(connection, shelf_of(kind), name) is not None:
         name, number = f"{wanted}-{number}", number + 1
     return name
+
+
+def _artifacts(connection: Connection, home: Path, query: Select[tuple[object, ...]]) -> list[AnyArtifact]:
+    rows = connection.execute(query).mappings().all()
+    return [_artifact(row, home, _parents_of(connection, row["id"])) for row in rows]
 
 
 def _parents_of(connection: Connection, child_id: str) -> tuple[Parent, ...]:

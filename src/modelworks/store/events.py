@@ -8,6 +8,7 @@ from datetime import datetime
 
 from sqlalchemy import Connection, RowMapping, func, insert, select, update
 
+from modelworks.core import clock
 from modelworks.core.nouns import Event, EventType, JsonObject
 from modelworks.store.database import Database
 from modelworks.store.tables import events, jobs
@@ -34,6 +35,11 @@ def append(connection: Connection, job_id: str, new: Sequence[NewEvent]) -> int:
         connection.execute(insert(events), rows)
         connection.execute(update(jobs).where(jobs.c.id == job_id).values(last_seq=last + len(new)))
     return last + len(new)
+
+
+def tell(connection: Connection, job_id: str, type_: EventType, body: JsonObject) -> None:
+    """Append one event of this moment, inside the caller's transaction."""
+    append(connection, job_id, [NewEvent(clock.now(), type_, body)])
 
 
 def take_over(database: Database, job_id: str, new: Sequence[NewEvent], *, start: int, end: int) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from datetime import datetime
 
 from sqlalchemy import Connection, RowMapping, Select, func, insert, or_, select, update
@@ -13,17 +13,17 @@ from sqlalchemy import Connection, RowMapping, Select, func, insert, or_, select
 from modelworks.core import clock
 from modelworks.core.errors import Conflict, NotFound
 from modelworks.core.ids import new_id
-from modelworks.core.nouns import Artifact, EventType, Failure, Job, JsonObject
+from modelworks.core.nouns import EventType, Failure, Job, JsonObject
 from modelworks.core.states import JobState
 from modelworks.store import catalog, events
 from modelworks.store.database import Database
-from modelworks.store.events import NewEvent
 from modelworks.store.tables import job_aliases, jobs, runs
 
 # A waiting job gains one priority a quarter of an hour, so that nothing waits for ever.
 AGEING_SECONDS = 900
 # The label with the ids of the jobs that a job consists of.
 CHILDREN = "children"
+_FIELDS = {each.name for each in fields(Job)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +38,7 @@ class NewJob:
     # What a door was told beside the spec and must be able to tell again; and CHILDREN.
     labels: JsonObject = field(default_factory=dict)
     # Chosen by the caller when the job's folder is made before the job.
-    id: str | None = None
+    id: str = field(default_factory=new_id)
     # What the idempotency key stands for; by default the spec itself.
     request: JsonObject | None = None
 
@@ -75,10 +75,10 @@ def insert_job(database: Database, new: NewJob, children: Sequence[NewJob] = ())
             earlier = _first(connection, select(jobs).where(jobs.c.idempotency_key == new.idempotency_key))
             if earlier is not None:
                 return _same_request(connection, earlier, new.idempotency_key, digest)
-        job_id = _insert(connection, new, digest)
+        _insert(connection, new, digest)
         for child in children:
             _insert(connection, child, _request_digest(child.kind, child.spec))
-        return _get(connection, job_id)
+        return _get(connection, new.id)
 
 
 def earlier_request(database: Database, key: str, kind: str, request: JsonObject) -> Job | None:
@@ -176,7 +176,9 @@ def end_job(database: Database, job_id: str, run: int, ending: Ending) -> bool:
         )  # fmt: skip
         if moved:
             for publication in ending.artifacts:
-                _tell_artifact(connection, job_id, catalog.publish(connection, publication))
+                made = catalog.publish(connection, publication)
+                told: JsonObject = {"id": made.id, "name": made.name, "size_bytes": made.size_bytes}
+                events.tell(connection, job_id, EventType.ARTIFACT, told)
             if ending.alias is not None:
                 name, artifact = catalog.take_name(connection, ending.alias), ending.alias.artifact
                 _note(connection, job_id, f"{name} now means {artifact.name}")
@@ -267,21 +269,18 @@ def events_offset(database: Database, job_id: str) -> int:
         return int(connection.execute(select(jobs.c.events_offset).where(jobs.c.id == job_id)).scalar_one())
 
 
-def _insert(connection: Connection, new: NewJob, digest: str) -> str:
-    job_id = new.id or new_id()
+def _insert(connection: Connection, new: NewJob, digest: str) -> None:
     connection.execute(
         insert(jobs).values(
-            id=job_id, kind=new.kind, spec=new.spec, inputs=new.inputs, state=JobState.QUEUED.value,
+            id=new.id, kind=new.kind, spec=new.spec, inputs=new.inputs, state=JobState.QUEUED.value,
             priority=new.priority, needs=new.needs, runs=0, cancel_requested=False, pause_requested=False,
-            last_seq=0, events_offset=0, labels=new.labels,
-            idempotency_key=new.idempotency_key, request_digest=digest, not_before=clock.now(),
-            created_at=clock.now(),
+            last_seq=0, events_offset=0, labels=new.labels, idempotency_key=new.idempotency_key,
+            request_digest=digest, not_before=clock.now(), created_at=clock.now(),
         )
     )  # fmt: skip
     for alias in new.aliases:
-        connection.execute(insert(job_aliases).values(alias=alias, job_id=job_id))
-    _tell_state(connection, job_id, JobState.QUEUED)
-    return job_id
+        connection.execute(insert(job_aliases).values(alias=alias, job_id=new.id))
+    _tell_state(connection, new.id, JobState.QUEUED)
 
 
 def _family(connection: Connection, job: Job) -> list[Job]:
@@ -336,8 +335,7 @@ def _put(connection: Connection, job_id: str, state: JobState, **values: object)
 def _note(connection: Connection, job_id: str, message: str, **values: object) -> None:
     if values:
         connection.execute(update(jobs).where(jobs.c.id == job_id).values(**values))
-    body: JsonObject = {"message": message, "level": "info"}
-    events.append(connection, job_id, [NewEvent(clock.now(), EventType.LOG, body)])
+    events.tell(connection, job_id, EventType.LOG, {"message": message, "level": "info"})
 
 
 def _going(connection: Connection, id_or_alias: str, verb: str) -> Job:
@@ -354,12 +352,7 @@ def _close_run(connection: Connection, job_id: str, run: int, outcome: str, reas
 
 
 def _tell_state(connection: Connection, job_id: str, state: JobState, **facts: str | int) -> None:
-    events.append(connection, job_id, [NewEvent(clock.now(), EventType.STATE, {"state": state.value, **facts})])
-
-
-def _tell_artifact(connection: Connection, job_id: str, artifact: Artifact) -> None:
-    body: JsonObject = {"id": artifact.id, "name": artifact.name, "size_bytes": artifact.size_bytes}
-    events.append(connection, job_id, [NewEvent(clock.now(), EventType.ARTIFACT, body)])
+    events.tell(connection, job_id, EventType.STATE, {"state": state.value, **facts})
 
 
 def _same_request(connection: Connection, earlier: RowMapping, key: str, digest: str) -> Job:
@@ -395,21 +388,6 @@ def _aliases_of(connection: Connection, ids: Sequence[str]) -> dict[str, tuple[s
 
 
 def _job(row: RowMapping, aliases: tuple[str, ...] = ()) -> Job:
-    error = row["error"]
-    return Job(
-        id=row["id"], kind=row["kind"], spec=row["spec"], state=JobState(row["state"]), priority=row["priority"],
-        needs=row["needs"], runs=row["runs"], cancel_requested=row["cancel_requested"],
-        pause_requested=row["pause_requested"], labels=row["labels"],
-        idempotency_key=row["idempotency_key"], aliases=aliases, result=row["result"],
-        error=_failure(error) if error else None,
-        created_at=row["created_at"], started_at=row["started_at"], finished_at=row["finished_at"],
-    )  # fmt: skip
-
-
-def _failure(error: Mapping[str, object]) -> Failure:
-    problems = error["problems"]
-    return Failure(
-        code=str(error["code"]),
-        message=str(error["message"]),
-        problems=tuple(str(problem) for problem in problems) if isinstance(problems, list) else (),
-    )
+    error = row["error"] and Failure(**row["error"] | {"problems": tuple(row["error"]["problems"])})
+    facts = {name: value for name, value in row.items() if name in _FIELDS}
+    return Job(**facts | {"state": JobState(row["state"]), "error": error, "aliases": aliases})
