@@ -13,8 +13,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import psutil
+from pydantic import TypeAdapter
 
-from modelworks.core.nouns import Failure, FileEntry, JsonObject, JsonValue
+from modelworks.core.nouns import Draft, Failure, FileEntry, JsonObject
 from modelworks.store.files import try_lock, write_atomically
 
 
@@ -31,19 +32,11 @@ class RunOrder:
 
 
 @dataclass(frozen=True, kw_only=True)
-class StagedDraft:
-    """A Draft, hashed and flushed, waiting in `staged/` for the server to publish it."""
+class StagedDraft(Draft):
+    """A Draft, hashed and flushed, waiting in `staged/` for the server to publish it; `folder` is the job's own."""
 
-    kind: str
-    name: str
-    folder: str
     digest: str
     files: tuple[FileEntry, ...]
-    facts: JsonObject
-    parents: tuple[JsonObject, ...]
-    recipe: JsonObject
-    metrics: dict[str, float]
-    replace: bool
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,46 +53,17 @@ class RunReport:
     drafts: tuple[StagedDraft, ...] = ()
 
 
-@dataclass(frozen=True)
+_REPORT = TypeAdapter(RunReport)
+
+
 class JobFolder:
-    path: Path
-
-    @property
-    def spec(self) -> Path:
-        return self.path / "spec.json"
-
-    @property
-    def events(self) -> Path:
-        return self.path / "events.jsonl"
-
-    @property
-    def stdout(self) -> Path:
-        return self.path / "stdout.log"
-
-    @property
-    def checkpoints(self) -> Path:
-        return self.path / "checkpoints"
-
-    @property
-    def staged(self) -> Path:
-        return self.path / "staged"
-
-    @property
-    def exit(self) -> Path:
-        return self.path / "exit.json"
-
-    @property
-    def lock(self) -> Path:
-        return self.path / "lock"
-
-    @property
-    def process(self) -> Path:
-        return self.path / "process.json"
-
-    @property
-    def threads(self) -> Path:
-        """With how many threads the run is to compute."""
-        return self.path / "threads"
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.spec, self.events, self.stdout = path / "spec.json", path / "events.jsonl", path / "stdout.log"
+        self.checkpoints, self.staged, self.exit = path / "checkpoints", path / "staged", path / "exit.json"
+        self.lock, self.process = path / "lock", path / "process.json"
+        # With how many threads the run is to compute.
+        self.threads = path / "threads"
 
     def prepare(self, order: RunOrder) -> None:
         """Make the folder ready for a run: nothing of an earlier one remains but checkpoints, events and logs."""
@@ -113,19 +77,15 @@ class JobFolder:
         return RunOrder(**json.loads(self.spec.read_bytes()))
 
     def write_report(self, report: RunReport) -> None:
-        write_atomically(self.exit, json.dumps(asdict(report)).encode())
+        write_atomically(self.exit, json.dumps(asdict(report), default=os.fspath).encode())
 
     def read_report(self, run: int) -> RunReport | None:
         """Return what run number `run` wrote as its last act, or None if it did not get that far."""
         try:
-            body = json.loads(self.exit.read_bytes())
+            report = _REPORT.validate_python(json.loads(self.exit.read_bytes()))
         except FileNotFoundError:
             return None
-        if body["run"] != run:
-            return None
-        failure = Failure(**body["failure"]) if body["failure"] else None
-        drafts = tuple(_staged_draft(draft) for draft in body["drafts"])
-        return RunReport(run=run, outcome=body["outcome"], result=body["result"], failure=failure, drafts=drafts)
+        return report if report.run == run else None
 
     def take_lock(self) -> int | None:
         """Return a descriptor that holds the lock, or None when a run holds it."""
@@ -161,11 +121,3 @@ def describe_process() -> bytes:
     return json.dumps(
         {"pid": os.getpid(), "boot": psutil.boot_time(), "started": psutil.Process().create_time()}
     ).encode()
-
-
-def _staged_draft(body: dict[str, JsonValue]) -> StagedDraft:
-    files = body.pop("files")
-    if not isinstance(files, list):
-        raise TypeError(f"files: {files!r}")
-    entries = tuple(FileEntry(**file) for file in files if isinstance(file, dict))  # type: ignore[arg-type]  # our JSON
-    return StagedDraft(files=entries, **body)  # type: ignore[arg-type]  # our own JSON, written by asdict

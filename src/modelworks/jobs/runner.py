@@ -12,7 +12,7 @@ import time
 import traceback
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
 
@@ -156,11 +156,8 @@ def _settle(folder: JobFolder, draft: Draft) -> StagedDraft:
     """Hash and flush a draft's files, so that publishing is a rename and a row."""
     files = list_files(draft.folder)
     sync_tree(draft.folder)
-    return StagedDraft(
-        kind=draft.kind.value, name=draft.name, folder=draft.folder.relative_to(folder.path).as_posix(),
-        digest=digest_of(files), files=files, facts=draft.facts, recipe=draft.recipe, metrics=draft.metrics,
-        parents=tuple(asdict(parent) for parent in draft.parents), replace=draft.replace,
-    )  # fmt: skip
+    place = draft.folder.relative_to(folder.path)
+    return StagedDraft(**vars(draft) | {"folder": place}, digest=digest_of(files), files=files)
 
 
 def _drop_torn_line(path: Path) -> None:

@@ -20,7 +20,7 @@ from modelworks.core.clock import from_iso
 from modelworks.core.cores import CoreBudget
 from modelworks.core.errors import Conflict, ModelworksError
 from modelworks.core.ids import new_id
-from modelworks.core.nouns import AnyArtifact, ArtifactKind, EventType, Failure, Job, JsonObject, JsonValue
+from modelworks.core.nouns import AnyArtifact, EventType, Failure, Job, JsonObject
 from modelworks.core.states import JobState
 from modelworks.jobs.executor import Executor
 from modelworks.jobs.folder import JobFolder, RunOrder, RunReport, StagedDraft
@@ -211,12 +211,11 @@ class Worker:
 
     def _publish(self, job: Job, folder: JobFolder, draft: StagedDraft) -> catalog.Publication:
         """Move a draft to its content address; it becomes visible with the transaction that ends the job."""
-        kind = ArtifactKind(draft.kind)
-        place = files.place_of(self.settings.home, kind, draft.digest)
+        place = files.place_of(self.settings.home, draft.kind, draft.digest)
         files.settle(folder.path / draft.folder, place)
         if output_dir := job.spec.get("output_dir"):
             _mirror(place, self.settings.home / str(output_dir) / job.id)
-        artifact = make_artifact(draft, place, job_id=job.id)
+        artifact = _artifact(draft, place, job.id)
         return catalog.Publication(artifact=artifact, home=self.settings.home, replace=draft.replace)
 
     def _take_events(self, job_id: str, folder: JobFolder, *, until_end: bool) -> None:
@@ -238,15 +237,12 @@ def _mirror(place: Path, target: Path) -> None:
         raise Conflict(f"the result could not be placed in output_dir: {error}; choose another folder") from None
 
 
-def make_artifact(draft: StagedDraft, place: Path, *, job_id: str | None) -> AnyArtifact:
-    """The artifact that a settled draft becomes."""
-    body: dict[str, JsonValue] = {
-        "id": new_id(), "kind": draft.kind, "name": draft.name, "digest": draft.digest, "path": str(place),
-        "size_bytes": sum(file.size_bytes for file in draft.files), "job_id": job_id, "recipe": draft.recipe,
-        "created_at": clock.to_iso(clock.now()),
-    }  # fmt: skip
-    details = {"files": draft.files, "parents": draft.parents, "metrics": draft.metrics}
-    return catalog.codec().validate_python(body | draft.facts | details)
+def _artifact(draft: StagedDraft, place: Path, job_id: str) -> AnyArtifact:
+    """What a settled draft becomes."""
+    same = {key: getattr(draft, key) for key in ("kind", "name", "digest", "files", "parents", "recipe", "metrics")}
+    size_bytes = sum(file.size_bytes for file in draft.files)
+    made = {"id": new_id(), "path": place, "job_id": job_id, "created_at": clock.to_iso(clock.now())}
+    return catalog.codec().validate_python(draft.facts | same | made | {"size_bytes": size_bytes})
 
 
 def _read_events(path: Path, start: int) -> tuple[int, list[NewEvent]]:
