@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pkgutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Generic, TypeVar
@@ -18,8 +19,7 @@ from modelworks.search.spec import SearchSpec
 from modelworks.search.sweep import Child, SweepSpec, children
 from modelworks.train.rewards import files_named
 from modelworks.train.spec import TrainSpec
-from modelworks.weights.export import ExportSpec, file_size
-from modelworks.weights.pull import PullSpec, published_name
+from modelworks.weights import export, pull
 
 S = TypeVar("S", bound=Spec)
 Inputs = Mapping[str, AnyArtifact]
@@ -29,17 +29,17 @@ Inputs = Mapping[str, AnyArtifact]
 class JobKind(Generic[S]):
     name: str
     spec: type[S]
-    # The names in the spec, by shelf: "models" or "datasets".
-    names: Callable[[S], Mapping[str, tuple[str, ...]]]
-    # Raises Invalid with every problem at once, before any work.
-    check: Callable[[S, Inputs], None]
     run: Callable[[S, JobContext], JsonObject]
+    # The names in the spec, by shelf: "models" or "datasets".
+    names: Callable[[S], Mapping[str, tuple[str, ...]]] = lambda _spec: {}
+    # Raises Invalid with every problem at once, before any work.
+    check: Callable[[S, Inputs], object] = lambda _spec, _inputs: None
     # Slots, by resource: what the spec asks for, given what this machine has.
     needs: Callable[[S, Mapping[str, int]], dict[str, int]]
     # What the job will publish under, if anything; a spec without a name gets this one.
-    output_name: Callable[[S], str | None]
+    output_name: Callable[[S], str | None] = lambda _spec: None
     # Room on the disk, in bytes, beyond a reserve.
-    space: Callable[[S, Inputs], int]
+    space: Callable[[S, Inputs], int] = lambda _spec, _inputs: 0
     # Further names it will publish under, by shelf.
     also: Callable[[S], Mapping[Shelf, tuple[str, ...]]] = lambda _spec: {}
     # What the spec leaves to us, decided: it is kept with the job.
@@ -48,10 +48,9 @@ class JobKind(Generic[S]):
     children: Callable[[S, str], Sequence[Child]] = lambda _spec, _name: ()
 
 
-def _check_train(spec: TrainSpec, inputs: Inputs) -> None:
-    from modelworks.train.plan import check
-
-    check(spec, inputs)
+def _later(place: str) -> Callable[..., Any]:
+    """A function of a craft, imported when it is called: who only looks at jobs does not wait for the crafts."""
+    return lambda *given: pkgutil.resolve_name(f"modelworks.{place}")(*given)
 
 
 def _settle_train(spec: TrainSpec, inputs: Inputs) -> JsonObject:
@@ -68,79 +67,13 @@ def _space_to_train(spec: TrainSpec, inputs: Inputs) -> int:
     return disk_bytes(spec, chosen_inputs(spec, inputs)[0])
 
 
-def _run_train(spec: TrainSpec, job: JobContext) -> JsonObject:
-    from modelworks.train.run import run
-
-    return run(spec, job)
-
-
 def _also_trained(spec: TrainSpec) -> Mapping[Shelf, tuple[str, ...]]:
     merged, file = spec.merge and spec.tuning == "lora", spec.export_gguf is not None
     return {"models": (spec.merged_name,) * merged, "files": (spec.gguf_name,) * file}
 
 
-def _check_merge(spec: MergeSpec, inputs: Inputs) -> None:
-    from modelworks.merge.room import check
-
-    check(spec, inputs)
-
-
-def _run_merge(spec: MergeSpec, job: JobContext) -> JsonObject:
-    from modelworks.merge.run import run
-
-    return run(spec, job)
-
-
-def _check_evaluate(spec: EvaluateSpec, inputs: Inputs) -> None:
-    from modelworks.evaluate.plan import check
-
-    check(spec, inputs)
-
-
-def _run_evaluate(spec: EvaluateSpec, job: JobContext) -> JsonObject:
-    from modelworks.evaluate.run import run
-
-    return run(spec, job)
-
-
-def _check_search(spec: SearchSpec, inputs: Inputs) -> None:
-    from modelworks.search.plan import check
-
-    check(spec, inputs)
-
-
-def _run_search(spec: SearchSpec, job: JobContext) -> JsonObject:
-    from modelworks.search.run import run
-
-    return run(spec, job)
-
-
 def _run_sweep(_spec: SweepSpec, _job: JobContext) -> JsonObject:
     raise Unsupported("a sweep has no run of its own; its trainings have")
-
-
-def _check_pull(spec: PullSpec, _inputs: Inputs) -> None:
-    from modelworks.weights.pull import check
-
-    check(spec)
-
-
-def _run_pull(spec: PullSpec, job: JobContext) -> JsonObject:
-    from modelworks.weights.pull import run
-
-    return run(spec, job)
-
-
-def _check_export(spec: ExportSpec, inputs: Inputs) -> None:
-    from modelworks.weights.export import check
-
-    check(spec, inputs)
-
-
-def _run_export(spec: ExportSpec, job: JobContext) -> JsonObject:
-    from modelworks.weights.export import run
-
-    return run(spec, job)
 
 
 def _compute(spec: TrainSpec | MergeSpec | EvaluateSpec, slots: Mapping[str, int]) -> dict[str, int]:
@@ -160,8 +93,8 @@ KINDS: Mapping[str, JobKind[Any]] = {
                 "datasets": (spec.dataset,),
                 "rewards": files_named(spec.params),
             },
-            check=_check_train,
-            run=_run_train,
+            check=_later("train.plan:check"),
+            run=_later("train.run:run"),
             needs=_compute,
             output_name=lambda spec: spec.published_name,
             space=_space_to_train,
@@ -171,21 +104,18 @@ KINDS: Mapping[str, JobKind[Any]] = {
         JobKind(
             name="sweep",
             spec=SweepSpec,
-            # Names, slots and room are its trainings' affair.
-            names=lambda _spec: {},
-            check=lambda _spec, _inputs: None,
             run=_run_sweep,
+            # Names, slots and room are its trainings' affair.
             needs=lambda _spec, _slots: {},
             output_name=lambda spec: spec.published_name,
-            space=lambda _spec, _inputs: 0,
             children=children,
         ),
         JobKind(
             name="merge",
             spec=MergeSpec,
             names=lambda spec: {"models": spec.names},
-            check=_check_merge,
-            run=_run_merge,
+            check=_later("merge.room:check"),
+            run=_later("merge.run:run"),
             needs=_compute,
             output_name=lambda spec: spec.published_name,
             space=lambda _spec, inputs: max(item.size_bytes for item in inputs.values()),
@@ -194,8 +124,8 @@ KINDS: Mapping[str, JobKind[Any]] = {
             name="search",
             spec=SearchSpec,
             names=lambda spec: {"models": spec.recipe.names, "datasets": spec.datasets},
-            check=_check_search,
-            run=_run_search,
+            check=_later("search.plan:check"),
+            run=_later("search.run:run"),
             needs=lambda spec, slots: _compute(spec.recipe, slots),
             output_name=lambda spec: spec.published_name,
             # A result of other shapes than its models' is written once more, to be measured in.
@@ -205,32 +135,27 @@ KINDS: Mapping[str, JobKind[Any]] = {
             name="evaluate",
             spec=EvaluateSpec,
             names=lambda spec: {"models": spec.models, "datasets": spec.datasets},
-            check=_check_evaluate,
-            run=_run_evaluate,
+            check=_later("evaluate.plan:check"),
+            run=_later("evaluate.run:run"),
             needs=_compute,
-            output_name=lambda _spec: None,
-            space=lambda _spec, _inputs: 0,
         ),
         JobKind(
             name="export",
-            spec=ExportSpec,
+            spec=export.ExportSpec,
             names=lambda spec: {"models": (spec.model,)},
-            check=_check_export,
-            run=_run_export,
+            check=export.check,
+            run=export.run,
             needs=lambda _spec, _slots: {"io": 1},
-            output_name=lambda _spec: None,
             also=lambda spec: {"files": (spec.published_name,)},
-            space=file_size,
+            space=export.file_size,
         ),
         JobKind(
             name="pull",
-            spec=PullSpec,
-            names=lambda _spec: {},
-            check=_check_pull,
-            run=_run_pull,
+            spec=pull.PullSpec,
+            check=lambda spec, _inputs: pull.check(spec),
+            run=pull.run,
             needs=lambda _spec, _slots: {"io": 1},
-            output_name=published_name,
-            space=lambda _spec, _inputs: 0,
+            output_name=pull.published_name,
         ),
     )
 }
