@@ -5,7 +5,7 @@ from __future__ import annotations
 import pathlib
 from typing import Annotated
 
-from fastapi import APIRouter, Depends, Path, Query, Request, Response
+from fastapi import APIRouter, Path, Query, Request, Response
 from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import FileResponse
 from pydantic import ConfigDict, Field
@@ -13,16 +13,14 @@ from pydantic import ConfigDict, Field
 from modelworks.app.answers import Preview
 from modelworks.app.archive import archive_of
 from modelworks.app.catalog import LineageNode
-from modelworks.app.services import Services
 from modelworks.app.uploads import Imported, UploadSpec, import_upload, open_inbox
 from modelworks.core.nouns import Adapter, AnyArtifact, Dataset, Model
 from modelworks.core.spec import Spec
-from modelworks.web.dependencies import services
+from modelworks.web.dependencies import App
 from modelworks.web.receiving import receive_file, receive_form
 from modelworks.web.sending import attached
 
 router = APIRouter(prefix="/modelworks", tags=["artifacts"])
-App = Annotated[Services, Depends(services)]
 Name = Annotated[str, Path(description="NAME or ORG/NAME, an alias, or an id")]
 
 

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from fastapi import APIRouter, Depends, Path
+from fastapi import APIRouter, Path
 from fastapi.responses import FileResponse
 
 from modelworks.app.exporting import exported
-from modelworks.app.services import Services
 from modelworks.core.nouns import AnyArtifact
-from modelworks.web.dependencies import services
+from modelworks.web.dependencies import App
 
 router = APIRouter(prefix="/modelworks/exports", tags=["artifacts"])
-App = Annotated[Services, Depends(services)]
 Name = Annotated[str, Path(description="NAME or ORG/NAME of the file, or its id")]
 
 

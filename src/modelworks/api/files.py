@@ -4,20 +4,18 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from fastapi import APIRouter, Depends, Query, Request
+from fastapi import APIRouter, Query, Request
 from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import FileResponse
 
 from modelworks.api.finetuning_wire import file_object, page_of
 from modelworks.app import openai_files
-from modelworks.app.services import Services
 from modelworks.app.uploads import open_inbox
 from modelworks.core.nouns import JsonObject
-from modelworks.web.dependencies import services
+from modelworks.web.dependencies import App
 from modelworks.web.receiving import receive_form
 
 router = APIRouter(prefix="/v1/files", tags=["openai"])
-App = Annotated[Services, Depends(services)]
 
 
 @router.post("")

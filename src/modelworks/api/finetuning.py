@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Body, Depends, Query, Request
+from fastapi import APIRouter, Body, Query, Request
 from fastapi.concurrency import run_in_threadpool
 
 from modelworks.api import finetuning_wire as wire
@@ -15,12 +15,11 @@ from modelworks.app.training import progress_of
 from modelworks.core.errors import Unsupported
 from modelworks.core.nouns import Job, JsonObject
 from modelworks.core.states import JobState
-from modelworks.web.dependencies import services
+from modelworks.web.dependencies import App
 from modelworks.web.event_stream import Stopping
 from modelworks.web.waiting import cancelled, paused
 
 router = APIRouter(prefix="/v1/fine_tuning", tags=["openai"])
-App = Annotated[Services, Depends(services)]
 Limit = Annotated[int, Query(ge=1, le=1000)]
 After = Annotated[str | None, Query(description="id of the last one of the page before")]
 

@@ -6,24 +6,22 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Body, Depends, Header, Path, Query, Response
+from fastapi import APIRouter, Body, Header, Path, Query, Response
 from fastapi.responses import PlainTextResponse, StreamingResponse
 from pydantic import GetJsonSchemaHandler
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema
 
 from modelworks.app.kinds import KINDS, JobKind
-from modelworks.app.services import Services
 from modelworks.core.errors import NotFound
 from modelworks.core.nouns import Event, Job
 from modelworks.core.spec import Spec
 from modelworks.core.states import JobState
-from modelworks.web.dependencies import services
+from modelworks.web.dependencies import App
 from modelworks.web.event_stream import Stopping, follow
 from modelworks.web.waiting import cancelled, paused
 
 router = APIRouter(prefix="/modelworks", tags=["jobs"])
-App = Annotated[Services, Depends(services)]
 JobId = Annotated[str, Path(description="id or alias of a job")]
 
 

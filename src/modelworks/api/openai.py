@@ -6,9 +6,8 @@ import asyncio
 import time
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
-from typing import Annotated
 
-from fastapi import APIRouter, Depends, Request, Response
+from fastapi import APIRouter, Request, Response
 from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import JSONResponse
 
@@ -23,15 +22,13 @@ from modelworks.core.ids import new_id
 from modelworks.core.nouns import JsonObject
 from modelworks.core.registry import nearest
 from modelworks.web.answering import while_there
-from modelworks.web.dependencies import services
+from modelworks.web.dependencies import App
 from modelworks.web.streaming import data, stream
 
 router = APIRouter(prefix="/v1", tags=["openai"])
 
 # Texts embedded at once, so that a long list leaves room in the queue for others.
 _TOGETHER = 32
-
-App = Annotated[Services, Depends(services)]
 
 
 @router.get("/models")

@@ -6,7 +6,7 @@ import time
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, Body, Depends, Query
+from fastapi import APIRouter, Body, Query
 from pydantic import BeforeValidator, ConfigDict, Field
 
 import modelworks
@@ -16,13 +16,11 @@ from modelworks.app.doctor import Check, examine
 from modelworks.app.kinds import KINDS
 from modelworks.app.live import LiveMerge, merge_live
 from modelworks.app.plugins import PluginInfo, list_plugins
-from modelworks.app.services import Services
 from modelworks.core.clock import seconds_of
 from modelworks.core.spec import Spec
-from modelworks.web.dependencies import services
+from modelworks.web.dependencies import App
 
 router = APIRouter(prefix="/modelworks", tags=["system"])
-App = Annotated[Services, Depends(services)]
 STARTED = time.monotonic()
 
 

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Body, Depends
+from fastapi import APIRouter, Body
 
 from modelworks.api.jobs import Documented
 from modelworks.app.estimating import Estimate, estimate_training
 from modelworks.app.kinds import KINDS
-from modelworks.app.services import Services
-from modelworks.web.dependencies import services
+from modelworks.web.dependencies import App
 
 router = APIRouter(prefix="/modelworks", tags=["jobs"])
 
@@ -18,7 +17,7 @@ router = APIRouter(prefix="/modelworks", tags=["jobs"])
 @router.post("/train/estimate")
 def estimate(
     spec: Annotated[dict[str, Any], Documented(KINDS["train"].spec), Body()],
-    app: Annotated[Services, Depends(services)],
+    app: App,
 ) -> Estimate:
     """Check a training, tokenise its rows, and tell steps, memory, disk and seconds; nothing is queued or trained."""
     return estimate_training(app, spec)

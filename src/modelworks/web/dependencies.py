@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
+from fastapi import Depends
 from fastapi.requests import HTTPConnection
 
 from modelworks.app.services import Services
@@ -13,3 +16,6 @@ def services(connection: HTTPConnection) -> Services:
     if not isinstance(found, Services):
         raise TypeError("the server was built without its services")
     return found
+
+
+App = Annotated[Services, Depends(services)]

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from contextlib import suppress
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
-from fastapi import APIRouter, Depends, Request
+from fastapi import APIRouter, Request
 from fastapi.concurrency import run_in_threadpool
 
 from modelworks.app.file_training import Queued, queue_training, queue_training_on
@@ -18,7 +18,7 @@ from modelworks.core.errors import Invalid, NotFound
 from modelworks.core.nouns import Job
 from modelworks.core.states import JobState
 from modelworks.surfaces.finetuning_api import translate, wire
-from modelworks.web.dependencies import services
+from modelworks.web.dependencies import App
 from modelworks.web.event_stream import Stopping
 from modelworks.web.persona import dashboard_url
 from modelworks.web.receiving import receive_form
@@ -37,7 +37,6 @@ ENDED_FIRST = {JobState.SUCCEEDED, JobState.FAILED}
 QUEUED = "Finetuning job has been queued and will start shortly"
 
 router = APIRouter(tags=["Model Finetuning API"], responses=ERRORS)
-App = Annotated[Services, Depends(services)]
 
 
 @router.post("/finetune", response_model_exclude_none=True, openapi_extra=EITHER_BODY)

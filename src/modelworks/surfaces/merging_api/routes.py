@@ -5,7 +5,7 @@ from __future__ import annotations
 from contextlib import suppress
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Depends, Query, Request, Response
+from fastapi import APIRouter, Query, Request, Response
 from fastapi.concurrency import run_in_threadpool
 
 from modelworks.app import merging
@@ -15,7 +15,7 @@ from modelworks.app.services import Services
 from modelworks.core.errors import NotFound
 from modelworks.core.nouns import Job, JsonObject
 from modelworks.surfaces.merging_api import translate, wire
-from modelworks.web.dependencies import services
+from modelworks.web.dependencies import App
 from modelworks.web.sending import attached
 
 CODES = (400, 403, 404, 409, 413, 501, 503, 507)
@@ -24,7 +24,6 @@ BODY = {
     "requestBody": {"required": True, "content": {"application/json": {"schema": wire.MergeIn.model_json_schema()}}}
 }
 router = APIRouter(prefix="/api", tags=["Model Merging API"], responses=ERRORS)
-App = Annotated[Services, Depends(services)]
 
 
 @router.get("/methods")

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from fastapi import APIRouter, Request
 
-from fastapi import APIRouter, Depends, Request
-
-from modelworks.app.services import Services
 from modelworks.app.serving import is_entry, standings
 from modelworks.surfaces.model_server import translate, wire
 from modelworks.web.answering import collect, while_there
-from modelworks.web.dependencies import services
+from modelworks.web.dependencies import App
 
 router = APIRouter(prefix="/api/v1", tags=["Model Server"])
-App = Annotated[Services, Depends(services)]
 
 
 @router.post("")

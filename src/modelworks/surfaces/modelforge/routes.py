@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import time
-from typing import Annotated, Any
+from typing import Any
 
-from fastapi import APIRouter, Depends, Request, WebSocket
+from fastapi import APIRouter, Request, WebSocket
 from fastapi.concurrency import run_in_threadpool
 
 from modelworks.app import task_training as training
 from modelworks.app.dataset_files import dataset_name, uploaded
-from modelworks.app.services import Services
 from modelworks.app.training import progress_of
 from modelworks.app.uploads import import_upload, open_inbox
 from modelworks.core.errors import Invalid
@@ -18,7 +17,7 @@ from modelworks.core.generation import ChatMessage, GenerateRequest
 from modelworks.core.ids import new_id
 from modelworks.surfaces.modelforge import translate, wire
 from modelworks.web.answering import collect, while_there
-from modelworks.web.dependencies import services
+from modelworks.web.dependencies import App
 from modelworks.web.event_stream import Stopping
 from modelworks.web.live import send_changes
 from modelworks.web.receiving import FORM_WITH_FILE, receive_form
@@ -27,7 +26,6 @@ from modelworks.web.waiting import cancelled
 CODES = (400, 403, 404, 409, 413, 429, 501, 503, 507)
 ERRORS: dict[int | str, dict[str, Any]] = {code: {"description": "`error` and `detail` say why"} for code in CODES}
 router = APIRouter(tags=["ModelForge REST API"], responses=ERRORS)
-App = Annotated[Services, Depends(services)]
 
 
 @router.get("/api/info")

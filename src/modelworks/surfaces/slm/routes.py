@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from importlib.resources import files
-from typing import Annotated
 
-from fastapi import APIRouter, Depends, Request, Response
+from fastapi import APIRouter, Request, Response
 from fastapi.responses import FileResponse
 
 from modelworks.app import slm
@@ -19,11 +18,10 @@ from modelworks.core.ids import new_id
 from modelworks.core.nouns import JsonObject
 from modelworks.surfaces.slm import translate, wire
 from modelworks.web.answering import collect, while_there
-from modelworks.web.dependencies import services
+from modelworks.web.dependencies import App
 from modelworks.web.streaming import data, stream
 
 router = APIRouter(prefix="/slm", tags=["SLM API"])
-App = Annotated[Services, Depends(services)]
 # OpenAPI 3.1 has no word for the parts of a stream; 3.2 calls it itemSchema.
 STREAMED = {"schema": {"type": "string"}, "x-itemSchema": wire.EventOut.model_json_schema()}
 CHAT_PAGE = files("modelworks") / "pages" / "static" / "chat.html"
