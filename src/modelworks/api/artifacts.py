@@ -1,4 +1,4 @@
-"""Datasets, models and adapters over HTTP. A name is NAME or ORG/NAME; an id does as well."""
+"""Datasets, models, adapters and exported files over HTTP. A name is NAME or ORG/NAME; an id does as well."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from pydantic import ConfigDict, Field
 from modelworks.app.answers import Preview
 from modelworks.app.archive import archive_of
 from modelworks.app.catalog import LineageNode
+from modelworks.app.exporting import exported
 from modelworks.app.uploads import Imported, UploadSpec, import_upload, open_inbox
 from modelworks.core.nouns import Adapter, AnyArtifact, Dataset, Model
 from modelworks.core.spec import Spec
@@ -22,6 +23,7 @@ from modelworks.web.sending import attached
 
 router = APIRouter(prefix="/modelworks", tags=["artifacts"])
 Name = Annotated[str, Path(description="NAME or ORG/NAME, an alias, or an id")]
+FileName = Annotated[str, Path(description="NAME or ORG/NAME of the file, or its id")]
 
 
 FILENAME = {
@@ -188,3 +190,16 @@ def show_model(name: Name, app: App) -> Model | Adapter:
 def remove_model(name: Name, app: App) -> AnyArtifact:
     """Forget a model or adapter and free its space; answers with what it was."""
     return app.remove("models", name)
+
+
+@router.get("/exports/{name:path}", response_class=FileResponse)
+def exported_file(name: FileName, app: App) -> FileResponse:
+    """Send the file of a model, e.g. NAME-gguf of a training with `export_gguf`."""
+    found = exported(app, name)
+    return FileResponse(found.place, media_type="application/octet-stream", filename=found.filename)
+
+
+@router.delete("/exports/{name:path}")
+def remove_exported(name: FileName, app: App) -> AnyArtifact:
+    """Forget the file of a model and free its space; answers with what it was."""
+    return app.remove("files", exported(app, name).name)

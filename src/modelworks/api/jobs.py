@@ -1,4 +1,4 @@
-"""Jobs over HTTP: ask for one, look at it, follow its events, cancel it, try it again."""
+"""Jobs over HTTP: ask for one, or what it would take; look at it, follow its events, cancel it, try it again."""
 
 from __future__ import annotations
 
@@ -12,7 +12,11 @@ from pydantic import GetJsonSchemaHandler
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema
 
+from modelworks.app.estimating import Estimate as TrainEstimate
+from modelworks.app.estimating import estimate_training
 from modelworks.app.kinds import KINDS, JobKind
+from modelworks.app.merging import Estimate as MergeEstimate
+from modelworks.app.merging import plan_merge
 from modelworks.core.errors import NotFound
 from modelworks.core.nouns import Event, Job
 from modelworks.core.spec import Spec
@@ -175,3 +179,15 @@ def job_picture(job_id: JobId, app: App) -> Response:
 def job_log(job_id: JobId, app: App) -> str:
     """Return the end of what the job's run printed."""
     return app.output(job_id)
+
+
+@router.post("/merge/plan")
+def plan(spec: Annotated[dict[str, Any], Documented(KINDS["merge"].spec), Body()], app: App) -> MergeEstimate:
+    """Check a merge by headers alone, and tell what it would do and take; nothing is queued or merged."""
+    return plan_merge(app, spec)
+
+
+@router.post("/train/estimate")
+def estimate(spec: Annotated[dict[str, Any], Documented(KINDS["train"].spec), Body()], app: App) -> TrainEstimate:
+    """Check a training, tokenise its rows, and tell steps, memory, disk and seconds; nothing is queued or trained."""
+    return estimate_training(app, spec)

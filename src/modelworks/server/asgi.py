@@ -10,7 +10,7 @@ from fastapi import FastAPI
 from starlette.middleware import Middleware
 
 import modelworks
-from modelworks.api import artifacts, exports, files, finetuning, jobs, merging, metrics, openai, system, training
+from modelworks.api import artifacts, files, finetuning, jobs, metrics, openai, system
 from modelworks.app.wiring import App
 from modelworks.core.config import Settings
 from modelworks.pages import routes as pages
@@ -29,9 +29,9 @@ from modelworks.web.persona import Persona
 
 # Our own and OpenAI's addresses, the five documents', and the pages; no two claim one address.
 ROUTERS = (
-    system.router, metrics.router, jobs.router, merging.router, training.router, artifacts.router, exports.router,
-    openai.router, files.router, finetuning.router, collisions.router, merging_api.router, modelforge.router,
-    finetuning_api.router, slm.router, model_server.router, pages.router,
+    system.router, metrics.router, jobs.router, artifacts.router, openai.router, files.router, finetuning.router,
+    collisions.router, merging_api.router, modelforge.router, finetuning_api.router, slm.router, model_server.router,
+    pages.router,
 )  # fmt: skip
 
 
