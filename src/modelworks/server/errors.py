@@ -15,20 +15,8 @@ from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from modelworks.api.openai_wire import openai_error_body
-from modelworks.core.errors import (
-    Conflict,
-    DeadlinePassed,
-    Denied,
-    Invalid,
-    ModelworksError,
-    NotFound,
-    OutOfMemory,
-    OutOfSpace,
-    Problem,
-    TooLarge,
-    Unavailable,
-    Unsupported,
-)
+from modelworks.core import errors
+from modelworks.core.errors import ModelworksError, Problem
 from modelworks.core.generation import QueueFull
 from modelworks.core.ids import new_id
 from modelworks.core.nouns import JsonObject
@@ -37,19 +25,19 @@ from modelworks.surfaces.envelopes import envelope
 logger = logging.getLogger(__name__)
 
 
-class MissingKey(Denied):
+class MissingKey(errors.Denied):
     """The request carries no API key, or a wrong one."""
 
     code = "missing_key"
 
 
-class ForeignHost(Denied):
+class ForeignHost(errors.Denied):
     """The Host header names somebody else: a misled browser, or a name that has to be allowed first."""
 
     code = "foreign_host"
 
 
-class ForeignOrigin(Denied):
+class ForeignOrigin(errors.Denied):
     """A web page from elsewhere tries to change something."""
 
     code = "foreign_origin"
@@ -62,20 +50,20 @@ class Bug(ModelworksError):
 
 
 STATUS: Mapping[type[ModelworksError], int] = {
-    Invalid: 400,
+    errors.Invalid: 400,
     MissingKey: 401,
-    Denied: 403,
-    NotFound: 404,
-    Conflict: 409,
-    TooLarge: 413,
+    errors.Denied: 403,
+    errors.NotFound: 404,
+    errors.Conflict: 409,
+    errors.TooLarge: 413,
     ForeignHost: 421,
     QueueFull: 429,
     Bug: 500,
-    Unsupported: 501,
-    Unavailable: 503,
-    DeadlinePassed: 504,
-    OutOfMemory: 507,
-    OutOfSpace: 507,
+    errors.Unsupported: 501,
+    errors.Unavailable: 503,
+    errors.DeadlinePassed: 504,
+    errors.OutOfMemory: 507,
+    errors.OutOfSpace: 507,
 }
 
 
@@ -86,7 +74,7 @@ def status_of(error: ModelworksError) -> int:
 def error_response(error: ModelworksError, path: str, status: int | None = None) -> Response:
     """Answer with `error` in the words of the door at `path`: OpenAI's, a foreign document's, else RFC 9457."""
     status = status or status_of(error)
-    headers = {"Retry-After": str(error.retry_after_seconds)} if isinstance(error, Unavailable) else {}
+    headers = {"Retry-After": str(error.retry_after_seconds)} if isinstance(error, errors.Unavailable) else {}
     if isinstance(error, MissingKey):
         headers["WWW-Authenticate"] = "Bearer"
     if path == "/v1" or path.startswith("/v1/"):
@@ -117,28 +105,23 @@ def problem_body(error: ModelworksError, status: int) -> JsonObject:
 
 def install(app: FastAPI) -> None:
     """Have every error of a route answered by `error_response`."""
+    for kind in (ModelworksError, RequestValidationError, HTTPException):
+        app.add_exception_handler(kind, _answer)
 
-    # FastAPI's type for a handler promises any Exception; these are only called with their own.
-    def ours(request: Request, error: Exception) -> Response:
-        if not isinstance(error, ModelworksError):
+
+def _answer(request: Request, error: Exception) -> Response:
+    # FastAPI's type for a handler promises any Exception; this one is only called with these three.
+    match error:
+        case ModelworksError():
+            return error_response(error, request.url.path)
+        case RequestValidationError():
+            return error_response(_invalid(error.errors()), request.url.path)
+        case HTTPException():
+            response = error_response(_named(error, request), request.url.path, error.status_code)
+            response.headers.update(error.headers or {})
+            return response
+        case _:
             raise error
-        return error_response(error, request.url.path)
-
-    def unreadable(request: Request, error: Exception) -> Response:
-        if not isinstance(error, RequestValidationError):
-            raise error
-        return error_response(_invalid(error.errors()), request.url.path)
-
-    def of_the_framework(request: Request, error: Exception) -> Response:
-        if not isinstance(error, HTTPException):
-            raise error
-        response = error_response(_named(error, request), request.url.path, error.status_code)
-        response.headers.update(error.headers or {})
-        return response
-
-    app.add_exception_handler(ModelworksError, ours)
-    app.add_exception_handler(RequestValidationError, unreadable)
-    app.add_exception_handler(HTTPException, of_the_framework)
 
 
 class LastResort:
@@ -173,7 +156,7 @@ class LastResort:
             await error_response(bug, scope["path"])(scope, receive, send)
 
 
-def _invalid(details: Sequence[Mapping[str, object]]) -> Invalid:
+def _invalid(details: Sequence[Mapping[str, object]]) -> errors.Invalid:
     problems = tuple(
         # Its place is an offset, which says nothing next to the names of fields.
         Problem("the body", f"not JSON: {cast('Mapping[str, object]', detail['ctx'])['error']}")
@@ -181,7 +164,7 @@ def _invalid(details: Sequence[Mapping[str, object]]) -> Invalid:
         else Problem(_where(detail["loc"]), str(detail["msg"]))
         for detail in details
     )
-    return Invalid("; ".join(str(problem) for problem in problems), problems=problems)
+    return errors.Invalid("; ".join(str(problem) for problem in problems), problems=problems)
 
 
 def _where(location: object) -> str:
@@ -193,9 +176,9 @@ def _where(location: object) -> str:
 def _named(error: HTTPException, request: Request) -> ModelworksError:
     where = f"{request.method} {request.url.path}"
     if error.status_code == HTTPStatus.NOT_FOUND:
-        return NotFound(f"there is nothing at {where}; /openapi.json lists what there is")
+        return errors.NotFound(f"there is nothing at {where}; /openapi.json lists what there is")
     if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
-        return Unsupported(f"{where}: this address does not take {request.method}")
+        return errors.Unsupported(f"{where}: this address does not take {request.method}")
     if error.status_code >= HTTPStatus.INTERNAL_SERVER_ERROR:
-        return Unavailable(str(error.detail))
-    return Invalid(f"{where}: {error.detail}")
+        return errors.Unavailable(str(error.detail))
+    return errors.Invalid(f"{where}: {error.detail}")

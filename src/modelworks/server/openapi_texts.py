@@ -6,18 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from modelworks.app.kinds import KINDS
-from modelworks.core.errors import (
-    Conflict,
-    Denied,
-    Invalid,
-    ModelworksError,
-    NotFound,
-    OutOfSpace,
-    Problem,
-    TooLarge,
-    Unavailable,
-    Unsupported,
-)
+from modelworks.core import errors
 from modelworks.core.generation import QueueFull
 from modelworks.server.errors import Bug, ForeignHost, MissingKey
 
@@ -35,37 +24,43 @@ TAGS: Mapping[str, str] = {
     "SLM API": "The SLM API, as its own document describes it: one small model, whole answers and streams.",
 }
 # One error of each status as it really looks; the sentence says when it comes.
-ERRORS: tuple[tuple[str, ModelworksError], ...] = (
+ERRORS: tuple[tuple[str, errors.ModelworksError], ...] = (
     (
         "The request cannot be meant: an unknown key, a wrong value, inputs that do not fit together.",
-        Invalid(
+        errors.Invalid(
             "train: learning_rat: unknown key (did you mean learning_rate?)",
-            problems=(Problem("learning_rat", "unknown key", "did you mean learning_rate?"),),
+            problems=(errors.Problem("learning_rat", "unknown key", "did you mean learning_rate?"),),
         ),
     ),
     ("No API key, or a wrong one.", MissingKey("no API key; send `Authorization: Bearer KEY` or `x-api-key: KEY`")),
     (
         "A path outside the allowed folders, or a web page from elsewhere.",
-        Denied("/etc lies outside the folders that requests may name; --allow-path /etc allows it"),
+        errors.Denied("/etc lies outside the folders that requests may name; --allow-path /etc allows it"),
     ),
-    ("There is no such thing here.", NotFound("no model is called 'smollm'; did you mean 'smollm2-135m'?")),
+    ("There is no such thing here.", errors.NotFound("no model is called 'smollm'; did you mean 'smollm2-135m'?")),
     (
         "It exists already, or its state does not allow this.",
-        Conflict("'mine' exists already; choose another name or say --replace"),
+        errors.Conflict("'mine' exists already; choose another name or say --replace"),
     ),
-    ("The body is too large.", TooLarge("the body is larger than 1 MiB, which is the most this address takes")),
+    ("The body is too large.", errors.TooLarge("the body is larger than 1 MiB, which is the most this address takes")),
     ("The Host header names another server.", ForeignHost("this server is not called 'example.com'")),
     (
         "Too many requests wait for this model; `Retry-After` says when to ask again.",
         QueueFull("288 requests wait for mine, the most allowed; ask again later"),
     ),
     ("A bug; the server's log says more under the id.", Bug("something went wrong here; the server's log says more")),
-    ("This machine, this build or this model cannot do it.", Unsupported("this machine has no CUDA device; use cpu")),
+    (
+        "This machine, this build or this model cannot do it.",
+        errors.Unsupported("this machine has no CUDA device; use cpu"),
+    ),
     (
         "Not now; `Retry-After` says when to ask again.",
-        Unavailable("mine is being unloaded; ask again in a moment"),
+        errors.Unavailable("mine is being unloaded; ask again in a moment"),
     ),
-    ("The disk has no room for it.", OutOfSpace("12 GB are needed and 3 GB are free; remove what is not needed")),
+    (
+        "The disk has no room for it.",
+        errors.OutOfSpace("12 GB are needed and 3 GB are free; remove what is not needed"),
+    ),
 )
 # What a route can answer beside what its parameters and its method tell.
 FURTHER: tuple[tuple[str, set[int]], ...] = (
