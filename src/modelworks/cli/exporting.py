@@ -41,7 +41,4 @@ def export(session: Session, body: dict[str, object], out: Path | None, overwrit
             overwrite=overwrite,
         )  # fmt: skip
     size = out.stat().st_size
-    if session.json:
-        render.print_json({"path": str(out), "bytes": size})
-    else:
-        click.echo(f"{out}  {render.size(size)}")
+    session.answer({"path": str(out), "bytes": size}, f"{out}  {render.size(size)}")

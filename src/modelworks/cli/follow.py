@@ -6,7 +6,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import click
 
@@ -22,10 +22,7 @@ LOOK_SECONDS = 0.1
 # Where nobody watches a bar move, a line now and then is enough.
 SECONDS_BETWEEN_LINES = 5.0
 SHOWN_METRICS = ("loss", "tokens_per_second")
-
-
-class Reporter(Protocol):
-    def tell(self, event: Event) -> None: ...
+Tell: TypeAlias = "Callable[[Event], None]"
 
 
 def wait_for(session: Session, job: Job, *, each_event: bool = False) -> Job:
@@ -34,11 +31,11 @@ def wait_for(session: Session, job: Job, *, each_event: bool = False) -> Job:
     if job.state.is_final:
         return job
     app.start_worker()
-    reporter, running = _reporter(session, job.kind, each_event=each_event)
+    tell, running = _reporter(session, job.kind, each_event=each_event)
     try:
         with running:
             for event in stream(app.services, job.id):
-                reporter.tell(event)
+                tell(event)
     except KeyboardInterrupt:
         session.say(
             f"\njob {job.id} goes on. Follow it: modelworks jobs events {job.id} --follow\n"
@@ -117,35 +114,21 @@ def show_progress(session: Session, kind: str) -> Iterator[Callable[[JsonObject]
     from modelworks.core.clock import now
     from modelworks.core.nouns import Event, EventType
 
-    reporter, running = _reporter(session, kind, each_event=False)
+    tell, running = _reporter(session, kind, each_event=False)
     with running:
-        yield lambda body: reporter.tell(Event(job_id="", seq=0, at=now(), type=EventType.PROGRESS, body=body))
+        yield lambda body: tell(Event(job_id="", seq=0, at=now(), type=EventType.PROGRESS, body=body))
 
 
-def _reporter(session: Session, kind: str, *, each_event: bool) -> tuple[Reporter, AbstractContextManager[object]]:
+def _reporter(session: Session, kind: str, *, each_event: bool) -> tuple[Tell, AbstractContextManager[object]]:
     if each_event:
-        return _EachEvent(as_json=session.json), nullcontext()
+        # Every event is data here, so it goes to stdout.
+        return lambda event: session.answer(event, event_line(event)), nullcontext()
     if session.quiet:
-        return _Nothing(), nullcontext()
+        return lambda _event: None, nullcontext()
     if sys.stderr.isatty():
         bar = _Bar(kind)
-        return bar, bar.progress
-    return _Lines(kind), nullcontext()
-
-
-class _Nothing:
-    def tell(self, event: Event) -> None:
-        pass
-
-
-class _EachEvent:
-    """Every event is data here, so it goes to stdout."""
-
-    def __init__(self, *, as_json: bool) -> None:
-        self.as_json = as_json
-
-    def tell(self, event: Event) -> None:
-        click.echo(render.to_json(event) if self.as_json else event_line(event))
+        return bar.tell, bar.progress
+    return _Lines(kind).tell, nullcontext()
 
 
 class _Lines:

@@ -32,13 +32,9 @@ def list_jobs(session: Session, state: tuple[str, ...], kind: str | None, limit:
 
     states = tuple(JobState(each) for each in state)
     found = session.services.jobs(states=states, kind=kind, before=before, limit=limit)
-    if session.json:
-        for job in found:
-            render.print_json(job)
-        return
     rows = [[job.id, job.kind, job.state.value, job.spec.get("name"), render.when(job.created_at)] for job in found]
     empty = "no such jobs" if states or kind or before else "no jobs yet: modelworks train --help"
-    render.print_table(("id", "kind", "state", "makes", "created"), rows, empty=empty)
+    session.answers(found, ("id", "kind", "state", "makes", "created"), rows, empty=empty)
 
 
 @jobs.command(name="show", example="modelworks jobs show JOB --json")
@@ -119,7 +115,7 @@ def show_events(session: Session, job_id: str, follow: bool, after: int) -> None
     if follow and not job.state.is_final:
         session.app.start_worker()
     for event in stream(session.services, job.id, after, follow=follow):
-        click.echo(render.to_json(event) if session.json else event_line(event))
+        session.answer(event, event_line(event))
     if follow:
         raise_if_failed(session.services.job(job.id))
 
@@ -132,10 +128,7 @@ def cancel_job(session: Session, job_id: str) -> None:
     # Somebody must end the run: this process, where no server is there to do it.
     session.app.start_worker()
     job = session.services.cancel(job_id)
-    if session.json:
-        render.print_json(job)
-    else:
-        click.echo(f"{job.id}  {job.state.value}" + ("" if job.state.is_final else ", cancel requested"))
+    session.answer(job, f"{job.id}  {job.state.value}" + ("" if job.state.is_final else ", cancel requested"))
 
 
 @jobs.command(name="pause", example="modelworks jobs pause JOB")
@@ -145,10 +138,8 @@ def pause_job(session: Session, job_id: str) -> None:
     """Stop a job for a while, keeping its checkpoints; its slot is free meanwhile. Prints the state that won."""
     session.app.start_worker()
     job = session.services.pause(job_id)
-    if session.json:
-        render.print_json(job)
-    else:
-        click.echo(f"{job.id}  {job.state.value}" + (", pause requested" if job.state.value == "running" else ""))
+    asked = ", pause requested" if job.state.value == "running" else ""
+    session.answer(job, f"{job.id}  {job.state.value}{asked}")
 
 
 @jobs.command(name="resume", example="modelworks jobs resume JOB --no-wait")

@@ -14,7 +14,7 @@ import click
 
 from modelworks.cli import render
 from modelworks.cli.follow import show_progress
-from modelworks.cli.options import Group, Session, pass_session
+from modelworks.cli.options import Group, Session, options, pass_session
 from modelworks.cli.run import queueing_options, spec_file, submit, waiting_options
 from modelworks.cli.spec_flags import SpecCommand
 from modelworks.core.collecting import without_collecting
@@ -41,17 +41,14 @@ class MergeCommand(SpecCommand, Group):
         return command.make_context(f"{info_name} {args[0]}", args[1:], parent, **extra)
 
 
-def folder_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """The options of a merge that needs no workspace."""
-    for option in (
-        click.option("--workers", type=click.IntRange(min=1), metavar="N", help="With --out; default: one a core."),
-        click.option("--overwrite", is_flag=True, help="With --out: replace a model that is there."),
-        click.option("--dry-run", is_flag=True, help="Check, and tell what would be done; merge nothing."),
-        click.option("--out", type=click.Path(path_type=Path), metavar="DIR",
-                     help="Merge folders, models of the hub's cache or of the workspace into a folder, here and now."),
-    ):  # fmt: skip
-        command = option(command)
-    return command
+# The options of a merge that needs no workspace.
+folder_options = options(
+    click.option("--out", type=click.Path(path_type=Path), metavar="DIR",
+                 help="Merge folders, models of the hub's cache or of the workspace into a folder, here and now."),
+    click.option("--dry-run", is_flag=True, help="Check, and tell what would be done; merge nothing."),
+    click.option("--overwrite", is_flag=True, help="With --out: replace a model that is there."),
+    click.option("--workers", type=click.IntRange(min=1), metavar="N", help="With --out; default: one a core."),
+)  # fmt: skip
 
 
 @click.command(

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import click
+
+from modelworks.cli import render
 
 if TYPE_CHECKING:
     from modelworks.app.services import Services
@@ -61,10 +63,35 @@ class Session:
         if not self.quiet:
             click.echo(message, err=True)
 
+    def answer(self, value: object, text: str) -> None:
+        """Print what was asked for: `value` as JSON, or `text`."""
+        click.echo(render.to_json(value) if self.json else text)
+
+    def answers(
+        self, found: Sequence[object], headings: Sequence[str], rows: Iterable[Sequence[object]], empty: str
+    ) -> None:
+        """Print what was found: each as a line of JSON, or a table of `rows`; `empty` where there is nothing."""
+        if self.json:
+            for item in found:
+                render.print_json(item)
+        else:
+            render.print_table(headings, rows, empty=empty)
+
     def start_logging(self) -> None:
         level = logging.ERROR if self.quiet else (logging.WARNING, logging.INFO, logging.DEBUG)[min(self.verbose, 2)]
         # force: a second command in one process writes to the stderr of its time.
         logging.basicConfig(level=level, format="%(levelname)s %(name)s: %(message)s", force=True)
+
+
+def options(*added: Callable[..., Any]) -> Callable[..., Any]:
+    """Several options of a command as one decorator, listed in the order given."""
+
+    def add(command: Callable[..., Any]) -> Callable[..., Any]:
+        for option in reversed(added):
+            command = option(command)
+        return command
+
+    return add
 
 
 def pass_session(command: Callable[..., Any]) -> Callable[..., Any]:

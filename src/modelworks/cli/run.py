@@ -2,41 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from modelworks.cli import render
 from modelworks.cli.follow import raise_if_failed, wait_for
-from modelworks.cli.options import Session, pass_session
+from modelworks.cli.options import Session, options, pass_session
 from modelworks.cli.spec_flags import SpecCommand
 
 if TYPE_CHECKING:
     from modelworks.core.nouns import Job
 
-Decorated = Callable[..., Any]
 # Parts of a result that only JSON shows: too long for a summary, or shown in their own way.
 LONG = ("rows", "columns", "samples", "picture")
 
 
-def waiting_options(command: Decorated) -> Decorated:
-    """The options of every command that starts a job."""
-    for option in (
-        click.option("--follow", is_flag=True, help="Wait, and print every event on stdout."),
-        click.option("--wait/--no-wait", default=True, help="Wait for the end, or only queue.  [default: wait]"),
-    ):
-        command = option(command)
-    return command
-
-
-def queueing_options(command: Decorated) -> Decorated:
-    command = click.option("--idempotency-key", metavar="KEY", help="The same key and spec give the same job.")(command)
-    return click.option("--priority", type=int, default=0, metavar="N", help="-100 to 100; higher goes first.")(command)
-
-
-def spec_file(command: Decorated) -> Decorated:
-    return click.argument("spec_file", metavar="[SPEC.yaml]", required=False)(command)
+# The options of every command that starts a job.
+waiting_options = options(
+    click.option("--wait/--no-wait", default=True, help="Wait for the end, or only queue.  [default: wait]"),
+    click.option("--follow", is_flag=True, help="Wait, and print every event on stdout."),
+)
+queueing_options = options(
+    click.option("--priority", type=int, default=0, metavar="N", help="-100 to 100; higher goes first."),
+    click.option("--idempotency-key", metavar="KEY", help="The same key and spec give the same job."),
+)
+spec_file = click.argument("spec_file", metavar="[SPEC.yaml]", required=False)
 
 
 @click.command(
@@ -147,10 +138,7 @@ def see_on(session: Session, job: Job, *, wait: bool, follow: bool) -> None:
 def _tell_queued(session: Session, job: Job) -> None:
     from modelworks.app.presence import running_server
 
-    if session.json:
-        render.print_json(job)
-    else:
-        click.echo(job.id)
+    session.answer(job, job.id)
     if running_server(session.settings) is None:
         session.say("queued; no server runs on this workspace, so it starts with `modelworks serve`, or with")
         session.say(f"  modelworks jobs events {job.id} --follow")

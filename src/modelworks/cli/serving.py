@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 
 import click
 
-from modelworks.cli import render
 from modelworks.cli.options import Command, Session, pass_session
 from modelworks.core.errors import Unavailable
 
@@ -43,10 +42,6 @@ def list_served(session: Session) -> None:
     """List what the server serves: a line for each engine."""
     with server_client(session) as client:
         found = client.deployments()
-    if session.json:
-        for item in found:
-            render.print_json(item)
-        return
     rows = [
         [item.deployment.model_name, item.deployment.engine, replica.device, replica.state.value,
          replica.outstanding, f"{item.tokens_per_second:.0f}", f"{replica.rss_bytes / 1e6:.0f} MB", _until(item),
@@ -57,7 +52,7 @@ def list_served(session: Session) -> None:
     headings = (
         "model", "engine", "device", "state", "requests", "tokens/s", "memory", "until", "process", "adapters",
     )  # fmt: skip
-    render.print_table(headings, rows, empty="nothing is loaded; the first question loads a model")
+    session.answers(found, headings, rows, empty="nothing is loaded; the first question loads a model")
 
 
 def _until(item: DeploymentStatus) -> str:
@@ -77,11 +72,8 @@ def load_model(session: Session, name: str, device: str | None, replicas: int, k
     """Have a model, adapter or entry ready to answer, on at least so many engines."""
     with server_client(session) as client:
         status = client.load(name, device=device, replicas=replicas, keep_alive=keep_alive)
-    if session.json:
-        render.print_json(status)
-    else:
-        devices = ", ".join(replica.device for replica in status.replicas)
-        click.echo(f"{name}  {status.state.value} on {devices}")
+    devices = ", ".join(replica.device for replica in status.replicas)
+    session.answer(status, f"{name}  {status.state.value} on {devices}")
 
 
 @click.command(cls=Command, name="unload", example="modelworks models unload me/first --one")
@@ -92,7 +84,4 @@ def unload_model(session: Session, name: str, one: bool) -> None:
     """Let running answers end, then end the engines of a model and free their memory."""
     with server_client(session) as client:
         client.unload(name, one=one)
-    if session.json:
-        render.print_json({"model": name, "unloaded": "one" if one else "all"})
-    else:
-        click.echo(f"{name}  unloaded")
+    session.answer({"model": name, "unloaded": "one" if one else "all"}, f"{name}  unloaded")

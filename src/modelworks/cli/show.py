@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,7 @@ from modelworks.cli.options import Command, Group, Session, pass_session
 from modelworks.core.errors import Invalid, NotFound
 
 if TYPE_CHECKING:
+    from modelworks.app.catalog import Shelf
     from modelworks.core.nouns import AnyArtifact
 
 BAR_WIDTH = 40
@@ -85,17 +87,13 @@ def list_datasets(session: Session) -> None:
     from modelworks.core.nouns import Dataset
 
     found = [item for item in session.services.catalog.on_shelf("datasets") if isinstance(item, Dataset)]
-    if session.json:
-        for item in found:
-            render.print_json(item)
-        return
     rows = [
         [item.name, item.format, item.train_rows, item.validation_rows, render.size(item.size_bytes),
          render.when(item.created_at)]
-        for item in found if item.kind.value == "dataset"
+        for item in found
     ]  # fmt: skip
     headings = ("name", "format", "train", "held out", "size", "created")
-    render.print_table(headings, rows, empty="no datasets yet: modelworks upload FILE --name NAME")
+    session.answers(found, headings, rows, empty="no datasets yet: modelworks upload FILE --name NAME")
 
 
 @datasets.command(name="show", example="modelworks datasets show shell --json")
@@ -131,8 +129,7 @@ def preview_dataset(session: Session, name: str, model: str | None, max_length: 
 @pass_session
 def remove_datasets(session: Session, names: tuple[str, ...]) -> None:
     """Forget datasets and free their space."""
-    for name in names:
-        _tell_removed(session, session.services.remove("datasets", name))
+    _remove(session, "datasets", names)
 
 
 @click.group(cls=Group, name="models", example="modelworks models show mine/both --lineage")
@@ -145,17 +142,13 @@ def models() -> None:
 def list_models(session: Session) -> None:
     """List models and adapters, newest first."""
     found = session.services.servable()
-    if session.json:
-        for item in found:
-            render.print_json(item)
-        return
     rows = [
         [item.name, item.kind.value, item.parameters, render.size(item.size_bytes), getattr(item, "base_name", "-"),
          render.when(item.created_at)]
         for item in found
     ]  # fmt: skip
     headings = ("name", "kind", "parameters", "size", "base", "created")
-    render.print_table(headings, rows, empty="no models yet: modelworks pull smollm2-135m")
+    session.answers(found, headings, rows, empty="no models yet: modelworks pull smollm2-135m")
 
 
 @models.command(name="show", example=("modelworks models show mine/both --lineage", "modelworks models show X --json"))
@@ -186,10 +179,7 @@ def add_model(session: Session, folder: Path, name: str, replace: bool) -> None:
     session.flags["allow_paths"] = (*session.settings.allow_paths, folder.absolute())
     del session.loaded
     added = session.services.catalog.add_model(folder, name, replace=replace)
-    if session.json:
-        render.print_json(added)
-    else:
-        click.echo(f"{added.name}  {added.kind.value} {added.digest[:12]}, {render.size(added.size_bytes)}")
+    session.answer(added, f"{added.name}  {added.kind.value} {added.digest[:12]}, {render.size(added.size_bytes)}")
 
 
 @models.command(name="alias", example="modelworks models alias mine/both latest")
@@ -199,10 +189,8 @@ def add_model(session: Session, folder: Path, name: str, replace: bool) -> None:
 def alias_model(session: Session, name: str, alias: str) -> None:
     """Let ALIAS mean what NAME means; a name in use is moved."""
     found = session.services.catalog.alias(name, alias)
-    if session.json:
-        render.print_json({"alias": alias, "id": found.id, "name": found.name})
-    else:
-        click.echo(f"{alias}  means {found.name} ({found.digest[:12]})")
+    facts = {"alias": alias, "id": found.id, "name": found.name}
+    session.answer(facts, f"{alias}  means {found.name} ({found.digest[:12]})")
 
 
 @models.command(name="rm", example="modelworks models rm mine/both")
@@ -210,15 +198,13 @@ def alias_model(session: Session, name: str, alias: str) -> None:
 @pass_session
 def remove_models(session: Session, names: tuple[str, ...]) -> None:
     """Forget models or adapters and free their space."""
+    _remove(session, "models", names)
+
+
+def _remove(session: Session, shelf: Shelf, names: Sequence[str]) -> None:
     for name in names:
-        _tell_removed(session, session.services.remove("models", name))
-
-
-def _tell_removed(session: Session, removed: AnyArtifact) -> None:
-    if session.json:
-        render.print_json(removed)
-    else:
-        click.echo(f"{removed.name}  removed, {render.size(removed.size_bytes)}")
+        removed = session.services.remove(shelf, name)
+        session.answer(removed, f"{removed.name}  removed, {render.size(removed.size_bytes)}")
 
 
 def _print_artifact(session: Session, found: AnyArtifact) -> None:
