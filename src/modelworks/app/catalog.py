@@ -35,6 +35,7 @@ ON_SHELF: Mapping[Shelf, tuple[ArtifactKind, ...]] = {
 }
 
 
+_UNREGISTERED: JsonObject = {"note": "a folder that is not registered"}
 HUB_NAME = re.compile(f"{NAME_PATTERN}/{NAME_PATTERN}")
 
 
@@ -288,25 +289,10 @@ class Catalog:
         parents = []
         for parent in artifact.parents:
             found = catalog.get(self.database, self.settings.home, parent.id)
-            if found is not None:
-                parents.append(self._node(found, parent.role))
-            else:
-                note: JsonObject = {"note": "a folder that is not registered"}
-                parents.append(
-                    LineageNode(
-                        role=parent.role,
-                        kind=parent.kind.value,
-                        name=parent.name,
-                        id=parent.id,
-                        job_id=None,
-                        digest=parent.digest,
-                        recipe=note,
-                        metrics={},
-                        parents=(),
-                    )
-                )
+            unregistered = LineageNode(**asdict(parent), job_id=None, recipe=_UNREGISTERED, metrics={}, parents=())
+            parents.append(unregistered if found is None else self._node(found, parent.role))
         return LineageNode(
-            role=role, kind=artifact.kind.value, name=artifact.name, id=artifact.id, digest=artifact.digest,
+            role=role, kind=artifact.kind, name=artifact.name, id=artifact.id, digest=artifact.digest,
             job_id=artifact.job_id, recipe=artifact.recipe, metrics=artifact.metrics, parents=tuple(parents),
         )  # fmt: skip
 

@@ -6,17 +6,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from modelworks.core.errors import Denied, Invalid
-from modelworks.core.ids import check_name
-
-
-def safe_join(root: Path, name: str) -> Path:
-    """Return `root/name` for a NAME or ORG/NAME in our grammar; never outside `root`, links followed.
-
-    Raises:
-        Invalid: the name is not in the grammar.
-        Denied: it leads out of `root`.
-    """
-    return inside(root / check_name(name), (root,))
 
 
 def inside(path: Path, roots: Sequence[Path]) -> Path:

@@ -1,10 +1,12 @@
-"""The two state machines, Job and Deployment, and the moves they allow."""
+"""The states of jobs and deployments."""
 
 from __future__ import annotations
 
 from enum import StrEnum
 
 
+# queued -> running -> succeeded | failed | cancelled. What waits or runs may be cancelled or paused, and what is paused
+# is queued again or cancelled; a run that is lost puts its job back into the queue.
 class JobState(StrEnum):
     QUEUED = "queued"
     RUNNING = "running"
@@ -17,23 +19,8 @@ class JobState(StrEnum):
     def is_final(self) -> bool:
         return self in {JobState.SUCCEEDED, JobState.FAILED, JobState.CANCELLED}
 
-    def may_become(self, other: JobState) -> bool:
-        return other in JOB_MOVES[self]
 
-
-JOB_MOVES: dict[JobState, frozenset[JobState]] = {
-    JobState.QUEUED: frozenset({JobState.RUNNING, JobState.PAUSED, JobState.CANCELLED, JobState.FAILED}),
-    # back to queued: the run was lost and the job may resume
-    JobState.RUNNING: frozenset(
-        {JobState.SUCCEEDED, JobState.FAILED, JobState.CANCELLED, JobState.PAUSED, JobState.QUEUED}
-    ),
-    JobState.PAUSED: frozenset({JobState.QUEUED, JobState.CANCELLED}),
-    JobState.SUCCEEDED: frozenset(),
-    JobState.FAILED: frozenset(),
-    JobState.CANCELLED: frozenset(),
-}
-
-
+# wanted -> starting -> ready -> draining -> gone; failed from any; back to wanted where an engine died.
 class DeploymentState(StrEnum):
     WANTED = "wanted"
     STARTING = "starting"
@@ -41,19 +28,3 @@ class DeploymentState(StrEnum):
     DRAINING = "draining"
     GONE = "gone"
     FAILED = "failed"
-
-    def may_become(self, other: DeploymentState) -> bool:
-        return other in DEPLOYMENT_MOVES[self]
-
-
-DEPLOYMENT_MOVES: dict[DeploymentState, frozenset[DeploymentState]] = {
-    DeploymentState.WANTED: frozenset({DeploymentState.STARTING, DeploymentState.GONE, DeploymentState.FAILED}),
-    DeploymentState.STARTING: frozenset(
-        {DeploymentState.READY, DeploymentState.DRAINING, DeploymentState.FAILED, DeploymentState.WANTED}
-    ),
-    # back to wanted: the engine died and is to be started again
-    DeploymentState.READY: frozenset({DeploymentState.DRAINING, DeploymentState.WANTED, DeploymentState.FAILED}),
-    DeploymentState.DRAINING: frozenset({DeploymentState.GONE, DeploymentState.FAILED}),
-    DeploymentState.FAILED: frozenset({DeploymentState.WANTED, DeploymentState.GONE}),
-    DeploymentState.GONE: frozenset({DeploymentState.WANTED}),
-}

@@ -9,7 +9,6 @@ import struct
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from types import MappingProxyType, TracebackType
 from typing import TYPE_CHECKING, TypeGuard
 
 from modelworks.core.errors import Invalid
@@ -19,22 +18,20 @@ if TYPE_CHECKING:
     import torch
 
 # safetensors' name, torch's name, bytes an element
-DTYPES: Mapping[str, tuple[str, int]] = MappingProxyType(
-    {
-        "F64": ("float64", 8),
-        "F32": ("float32", 4),
-        "F16": ("float16", 2),
-        "BF16": ("bfloat16", 2),
-        "F8_E4M3": ("float8_e4m3fn", 1),
-        "F8_E5M2": ("float8_e5m2", 1),
-        "I64": ("int64", 8),
-        "I32": ("int32", 4),
-        "I16": ("int16", 2),
-        "I8": ("int8", 1),
-        "U8": ("uint8", 1),
-        "BOOL": ("bool", 1),
-    }
-)
+DTYPES: Mapping[str, tuple[str, int]] = {
+    "F64": ("float64", 8),
+    "F32": ("float32", 4),
+    "F16": ("float16", 2),
+    "BF16": ("bfloat16", 2),
+    "F8_E4M3": ("float8_e4m3fn", 1),
+    "F8_E5M2": ("float8_e5m2", 1),
+    "I64": ("int64", 8),
+    "I32": ("int32", 4),
+    "I16": ("int16", 2),
+    "I8": ("int8", 1),
+    "U8": ("uint8", 1),
+    "BOOL": ("bool", 1),
+}
 MAX_HEADER_BYTES = 100_000_000
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -77,12 +74,12 @@ class Checkpoint:
             Invalid: no weights, a shard is missing, or a header does not fit its file.
         """
         if folder.is_file():
-            return cls(MappingProxyType(read_header(folder)), folder.parent)
+            return cls(read_header(folder), folder.parent)
         if (folder / INDEX).is_file():
-            return cls(MappingProxyType(_read_shards(folder)), folder)
+            return cls(_read_shards(folder), folder)
         for name in (WEIGHTS, ADAPTER_WEIGHTS):
             if (folder / name).is_file():
-                return cls(MappingProxyType(read_header(folder / name)), folder)
+                return cls(read_header(folder / name), folder)
         raise Invalid(f"{folder} has no {WEIGHTS}, {INDEX} or {ADAPTER_WEIGHTS}; only safetensors can be read")
 
     def read(self, name: str, start: int = 0, stop: int | None = None) -> torch.Tensor:
@@ -115,9 +112,7 @@ class Checkpoint:
     def __enter__(self) -> Checkpoint:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
 
