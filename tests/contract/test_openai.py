@@ -61,8 +61,9 @@ class Served:
     def servable(self) -> list[Model | Adapter]:
         return self.artifacts
 
-    def servable_entries(self) -> list[Any]:
-        return []
+    @property
+    def entries(self) -> dict[str, Any]:
+        return {}
 
     @property
     def running_gateway(self) -> Gateway | None:

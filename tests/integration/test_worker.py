@@ -13,11 +13,12 @@ from pathlib import Path
 import psutil
 import pytest
 
-from modelworks.core.nouns import ArtifactKind, Job, JsonObject
+from modelworks.core.config import Settings
+from modelworks.core.nouns import Job, JsonObject
 from modelworks.core.states import JobState
 from modelworks.jobs.executors.local import LocalExecutor
 from modelworks.jobs.folder import JobFolder
-from modelworks.jobs.worker import Worker, WorkerSettings
+from modelworks.jobs.worker import Worker
 from modelworks.store import catalog, events
 from modelworks.store import jobs as queue
 from modelworks.store.database import Database, open_database
@@ -36,9 +37,7 @@ def database(tmp_path: Path) -> Iterator[Database]:
 
 @pytest.fixture
 def make_worker(database: Database, tmp_path: Path) -> Callable[[], Worker]:
-    settings = WorkerSettings(
-        home=tmp_path, slots={"cpu": 4}, max_runs=3, retry_delay_seconds=0.01, cancel_grace_seconds=0.5
-    )
+    settings = Settings(home=tmp_path, slots={"cpu": 4}, max_runs=3, retry_delay_seconds=0.01, cancel_grace_seconds=0.5)
     return lambda: Worker(database=database, executor=LocalExecutor(RUNNER, ENVIRONMENT), settings=settings)
 
 
@@ -330,7 +329,7 @@ def test_a_server_killed_between_renaming_and_recording_publishes_once(
     work_until(make_worker(), is_final(database, job))
 
     assert queue.get_job(database, job.id).state is JobState.SUCCEEDED
-    listed = catalog.list_artifacts(database, tmp_path, (ArtifactKind.DATASET,))
+    listed = catalog.list_artifacts(database, tmp_path, "datasets")
     assert [artifact.name for artifact in listed] == ["rows"]
     assert listed[0].path.is_dir()
 

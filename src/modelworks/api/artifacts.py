@@ -86,13 +86,13 @@ class NewAlias(Spec):
 @router.get("/datasets")
 def list_datasets(app: App) -> list[Dataset]:
     """List datasets, newest first."""
-    return [item for item in app.catalog.on_shelf("datasets") if isinstance(item, Dataset)]
+    return app.catalog.datasets()
 
 
 @router.post("/datasets", status_code=201, openapi_extra=FORM)
 async def upload_form(request: Request, app: App) -> Imported:
     """Import a file of rows sent as a form: its field `file`, and the options of an import as further fields."""
-    with open_inbox(app.settings) as inbox:
+    with open_inbox(app) as inbox:
         form = await receive_form(request, inbox)
         label = form.label or ""
         return await run_in_threadpool(import_upload, app, inbox.place_for(label), label, form.fields)
@@ -103,7 +103,7 @@ async def upload_body(name: Name, request: Request, app: App) -> Imported:
     """Import a file of rows sent as the whole body; `?filename=` tells its kind, the options are in the query too."""
     options = {key: value for key, value in request.query_params.items() if key != "filename"}
     label = request.query_params.get("filename", "")
-    with open_inbox(app.settings) as inbox:
+    with open_inbox(app) as inbox:
         await receive_file(request, inbox, label)
         return await run_in_threadpool(import_upload, app, inbox.place_for(label), label, options | {"name": name})
 

@@ -21,7 +21,7 @@ router = APIRouter(prefix="/v1/files", tags=["openai"])
 @router.post("")
 async def send_file(request: Request, app: App) -> JsonObject:
     """Keep a file of rows for fine-tuning: a form with `purpose` and `file`."""
-    with open_inbox(app.settings) as inbox:
+    with open_inbox(app) as inbox:
         form = await receive_form(request, inbox)
         label = form.label or ""
         kept = await run_in_threadpool(openai_files.keep_file, app, inbox.place_for(label), label, form.fields)

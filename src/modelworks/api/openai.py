@@ -85,7 +85,7 @@ async def embed(body: asked.EmbeddingsAsked, request: Request, app: App) -> Json
 def _cards(app: Services) -> dict[str, JsonObject]:
     cards = {found.name: wire.model_card(found) for found in app.servable()}
     cards |= {deployment.model_name: wire.live_card(deployment) for deployment in live_merges(app)}
-    return cards | {entry.name: wire.entry_card(entry.name) for entry in app.servable_entries()}
+    return cards | {name: wire.entry_card(name) for name in app.entries}
 
 
 async def _answer(

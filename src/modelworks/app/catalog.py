@@ -8,14 +8,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from modelworks.core import clock
 from modelworks.core.config import Settings
 from modelworks.core.errors import Conflict, Denied, Invalid, NotFound
 from modelworks.core.hashing import digest_of, hash_file, list_files
 from modelworks.core.ids import NAME_PATTERN, check_name, new_id
-from modelworks.core.nouns import Adapter, AnyArtifact, ArtifactKind, Dataset, File, FileEntry, JsonObject, Model
+from modelworks.core.nouns import Adapter, AnyArtifact, Dataset, File, FileEntry, JsonObject, Model
 from modelworks.core.paths import inside
 from modelworks.core.registry import nearest
 from modelworks.store import catalog, files
@@ -28,12 +28,7 @@ if TYPE_CHECKING:
     from modelworks.data.spec import ImportSpec
 
 Shelf = Literal["models", "datasets", "files"]
-ON_SHELF: Mapping[Shelf, tuple[ArtifactKind, ...]] = {
-    "models": (ArtifactKind.MODEL, ArtifactKind.ADAPTER),
-    "datasets": (ArtifactKind.DATASET,),
-    "files": (ArtifactKind.FILE,),
-}
-
+A = TypeVar("A", bound=AnyArtifact)
 
 _UNREGISTERED: JsonObject = {"note": "a folder that is not registered"}
 HUB_NAME = re.compile(f"{NAME_PATTERN}/{NAME_PATTERN}")
@@ -128,7 +123,10 @@ class Catalog:
         raise NotFound(f"{adapter.name} needs its base {adapter.base_name}, which is not here; pull or add it")
 
     def on_shelf(self, shelf: Shelf) -> list[AnyArtifact]:
-        return catalog.list_artifacts(self.database, self.settings.home, ON_SHELF[shelf])
+        return catalog.list_artifacts(self.database, self.settings.home, shelf)
+
+    def datasets(self) -> list[Dataset]:
+        return [found for found in self.on_shelf("datasets") if isinstance(found, Dataset)]
 
     def servable(self) -> list[Model | Adapter]:
         return [found for found in self.on_shelf("models") if isinstance(found, Model | Adapter)]
@@ -173,10 +171,7 @@ class Catalog:
     def _publish(self, folder: Path, source: Path, spec: ImportSpec, report: ImportReport) -> Dataset:
         recipe: JsonObject = {"source": source.name} | spec.model_dump(mode="json")
         name = _dataset_name(source, spec)
-        dataset = self.settle(folder, ArtifactKind.DATASET, name, report.facts(), recipe, replace=spec.replace)
-        if not isinstance(dataset, Dataset):
-            raise TypeError(f"{dataset.kind}")
-        return dataset
+        return self.settle(folder, Dataset, name, report.facts(), recipe, replace=spec.replace)
 
     def preview(self, name: str, model: str | None, max_length: int | None = None) -> Preview:
         """Token lengths, what is cut, and rendered samples of a dataset, as `model` would see it."""
@@ -208,10 +203,7 @@ class Catalog:
         files.check_space(self.settings.home, sum(file.stat().st_size for file in source.rglob("*") if file.is_file()))
         with self.staging() as folder:
             shutil.copytree(source, folder, dirs_exist_ok=True)
-            made = self.settle(folder, kind, name, facts, {"source": str(source)}, replace=replace)
-        if not isinstance(made, Model | Adapter):
-            raise TypeError(f"{made.kind}")
-        return made
+            return self.settle(folder, kind, name, facts, {"source": str(source)}, replace=replace)
 
     def alias(self, name: str, new_name: str) -> AnyArtifact:
         """Let `new_name` mean what `name` means; a name in use is moved."""
@@ -302,30 +294,30 @@ class Catalog:
 
         check_folder(folder)
         kind, facts = self._inspect(folder)
-        return self._describe(folder, kind, str(folder), facts, {"source": str(folder)})
+        return _described(folder, list_files(folder), kind, str(folder), facts, {"source": str(folder)})
 
-    def _inspect(self, folder: Path, base_name: str | None = None) -> tuple[ArtifactKind, JsonObject]:
+    def _inspect(self, folder: Path, base_name: str | None = None) -> tuple[type[Model | Adapter], JsonObject]:
         from modelworks.weights.layout import inspect_adapter, inspect_model, what_is
 
         if what_is(folder) == "model":
-            return ArtifactKind.MODEL, asdict(inspect_model(folder))
+            return Model, asdict(inspect_model(folder))
         facts = asdict(inspect_adapter(folder))
         told = str(facts.pop("base_name"))
         base = self.resolve("models", base_name or told)
         if not isinstance(base, Model):
             raise Invalid(f"{folder}: its base {base.name} is not a full model")
-        return ArtifactKind.ADAPTER, facts | {"base": base.id, "base_name": base.name, "base_digest": base.digest}
+        return Adapter, facts | {"base": base.id, "base_name": base.name, "base_digest": base.digest}
 
     def settle(
         self,
         staged: Path,
-        kind: ArtifactKind,
+        kind: type[A],
         name: str,
         facts: Mapping[str, Any],
         recipe: JsonObject,
         *,
         replace: bool = False,
-    ) -> AnyArtifact:
+    ) -> A:
         """Publish a staged folder; `facts` are fields of the artifact that its files do not say.
 
         Raises:
@@ -333,21 +325,14 @@ class Catalog:
         """
         listed = list_files(staged)
         files.sync_tree(staged)
-        place = files.place_of(self.settings.home, kind, digest_of(listed))
+        place = files.place_of(self.settings.home, kind.kind, digest_of(listed))
         files.settle(staged, place)
-        artifact = self._describe(place, kind, name, facts, recipe)
+        artifact = _described(place, listed, kind, name, facts, recipe)
         publication = catalog.Publication(artifact=artifact, home=self.settings.home, replace=replace)
-        return catalog.add(self.database, publication)
-
-    def _describe(
-        self, folder: Path, kind: ArtifactKind, name: str, facts: Mapping[str, Any], recipe: JsonObject
-    ) -> AnyArtifact:
-        listed = list_files(folder)
-        body = {
-            "id": new_id(), "kind": kind, "name": name, "digest": digest_of(listed), "path": folder, "files": listed,
-            "size_bytes": sum(file.size_bytes for file in listed), "recipe": recipe, "created_at": clock.now(),
-        }  # fmt: skip
-        return catalog.codec().validate_python(body | dict(facts))
+        made = catalog.add(self.database, publication)
+        if not isinstance(made, kind):
+            raise TypeError(f"{made.kind}")
+        return made
 
     @contextmanager
     def staging(self) -> Iterator[Path]:
@@ -363,3 +348,13 @@ class Catalog:
 
 def _dataset_name(source: Path, spec: ImportSpec) -> str:
     return spec.name or source.name.split(".")[0]
+
+
+def _described(
+    folder: Path, listed: tuple[FileEntry, ...], kind: type[A], name: str, facts: Mapping[str, Any], recipe: JsonObject
+) -> AnyArtifact:
+    body = {
+        "id": new_id(), "kind": kind.kind, "name": name, "digest": digest_of(listed), "path": folder, "files": listed,
+        "size_bytes": sum(file.size_bytes for file in listed), "recipe": recipe, "created_at": clock.now(),
+    }  # fmt: skip
+    return catalog.codec().validate_python(body | dict(facts))

@@ -61,7 +61,6 @@ def imported_once(services: Services, path: Path, label: str) -> tuple[Dataset, 
 def uploaded(services: Services) -> list[Dataset]:
     """Every dataset, oldest first; of those that bore one name one after the other, the newest."""
     named: dict[str, Dataset] = {}
-    for found in services.catalog.on_shelf("datasets"):
-        if isinstance(found, Dataset):
-            named.setdefault(found.name, found)
+    for found in services.catalog.datasets():
+        named.setdefault(found.name, found)
     return list(named.values())[::-1]

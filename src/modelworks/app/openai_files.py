@@ -13,7 +13,7 @@ from modelworks.app.services import Services
 from modelworks.core import clock
 from modelworks.core.errors import Conflict, Invalid, NotFound, Problem
 from modelworks.core.ids import new_id
-from modelworks.core.nouns import ArtifactKind, Dataset, File, Parent
+from modelworks.core.nouns import Dataset, File, Parent
 from modelworks.core.spec import Spec, parse_spec
 from modelworks.data.importer import import_file
 from modelworks.data.record import split_path
@@ -62,15 +62,13 @@ def add_file(services: Services, source: Path, facts: Mapping[str, object]) -> F
     """Put a file that lies on the workspace's disk on the shelf; it is moved."""
     with services.catalog.staging() as folder:
         source.replace(folder / f"content{source.suffix}")
-        made = services.catalog.settle(folder, ArtifactKind.FILE, f"file-{new_id()}", facts, {})
-    return _file(made)
+        return services.catalog.settle(folder, File, f"file-{new_id()}", facts, {})
 
 
 def list_files(services: Services, purpose: str | None = None) -> list[File]:
     """Newest first."""
     _forget_expired(services)
-    kept = map(_file, services.catalog.on_shelf("files"))
-    return [file for file in kept if purpose in (None, file.purpose)]
+    return [file for file in _files(services) if purpose in (None, file.purpose)]
 
 
 def file_named(services: Services, file_id: str, param: str = "id") -> File:
@@ -116,7 +114,7 @@ def dataset_of(services: Services, training: str, validation: str | None, read_a
         facts["parents"] = tuple(Parent.of(role, file) for role, file in roles)
         recipe = {"source": sources[0].filename} | read_as.model_dump(mode="json")
         with suppress(Conflict):  # another request was faster
-            services.catalog.settle(folder, ArtifactKind.DATASET, name, facts, recipe)
+            services.catalog.settle(folder, Dataset, name, facts, recipe)
     return services.catalog.dataset(name)
 
 
@@ -129,14 +127,14 @@ def _to_learn(services: Services, file_id: str, param: str) -> File:
 
 
 def _remove(services: Services, file: File) -> None:
-    for dataset in services.catalog.on_shelf("datasets"):
+    for dataset in services.catalog.datasets():
         if any(parent.id == file.id for parent in dataset.parents):
             services.remove("datasets", dataset.name)
     services.remove("files", file.name)
 
 
 def _forget_expired(services: Services) -> None:
-    for file in map(_file, services.catalog.on_shelf("files")):
+    for file in _files(services):
         if _has_expired(file):
             with suppress(Conflict):  # a job still learns from it
                 _remove(services, file)
@@ -146,7 +144,5 @@ def _has_expired(file: File) -> bool:
     return file.expires_at is not None and file.expires_at <= clock.now().timestamp()
 
 
-def _file(found: object) -> File:
-    if not isinstance(found, File):
-        raise TypeError(f"{found!r} is on the shelf of files")
-    return found
+def _files(services: Services) -> list[File]:
+    return [found for found in services.catalog.on_shelf("files") if isinstance(found, File)]

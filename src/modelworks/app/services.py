@@ -49,9 +49,6 @@ class Services:
     def servable(self) -> list[Model | Adapter]:
         return self.catalog.servable()
 
-    def servable_entries(self) -> list[Entry]:
-        return list(self.entries.values())
-
     def submit(
         self,
         kind_name: str,

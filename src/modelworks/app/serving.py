@@ -32,7 +32,7 @@ async def standings(app: Services) -> list[Standing]:
     deployed = app.gateway.deployments()
     entries = {status.deployment.model_name: status for status in deployed if status.deployment.engine == "entry"}
     models = {status.deployment.model: status for status in deployed if status.deployment.engine != "entry"}
-    found = [_standing(entry.name, "entry", entries.get(entry.name)) for entry in app.servable_entries()]
+    found = [_standing(name, "entry", entries.get(name)) for name in app.entries]
     # An entry comes before what else has its name.
     artifacts = [artifact for artifact in artifacts if artifact.name not in app.entries]
     for artifact in artifacts:
@@ -44,11 +44,6 @@ async def standings(app: Services) -> list[Standing]:
         _standing(models[id_].deployment.model_name, "merge in memory" if id_ in live else "model", models[id_])
         for id_ in models.keys() - known
     ]
-
-
-def is_entry(app: Services, name: str) -> bool:
-    """Whether a name means an entry of the operator's own."""
-    return name in app.entries
 
 
 def _status_of(artifact: Model | Adapter, models: dict[str, DeploymentStatus]) -> DeploymentStatus | None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,7 +14,6 @@ from pydantic import Field
 from modelworks.app.services import Services
 from modelworks.core.config import Settings
 from modelworks.core.errors import Invalid, ModelworksError
-from modelworks.core.ids import new_id
 from modelworks.core.nouns import Dataset
 from modelworks.core.spec import parse_spec
 from modelworks.data.importer import ImportReport
@@ -62,15 +60,10 @@ class Inbox:
 
 
 @contextmanager
-def open_inbox(settings: Settings) -> Iterator[Inbox]:
+def open_inbox(services: Services) -> Iterator[Inbox]:
     """Have an inbox for as long as the block lasts."""
-    folder = settings.home / "staging" / new_id()
-    folder.mkdir(parents=True)
-    try:
-        with files.told_when_full(settings.home):
-            yield Inbox(settings, folder)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+    with services.catalog.staging() as folder:
+        yield Inbox(services.settings, folder)
 
 
 def import_upload(services: Services, source: Path, label: str, options: Mapping[str, str]) -> Imported:

@@ -20,7 +20,7 @@ from modelworks.core.cores import CoreBudget, count_cores
 from modelworks.core.errors import Denied
 from modelworks.core.registry import choose, find_plugins
 from modelworks.jobs.executor import ExecutorKind
-from modelworks.jobs.worker import Worker, WorkerSettings
+from modelworks.jobs.worker import Worker
 from modelworks.serve.child import ChildEngine
 from modelworks.serve.choice import choose_engine
 from modelworks.serve.engine import EngineKind
@@ -107,13 +107,7 @@ def open_app(settings: Settings) -> App:
     worker = Worker(
         database=database,
         executor=kind.make(RUNNER, child_environment(settings)),
-        settings=WorkerSettings(
-            home=settings.home,
-            slots=settings.slots,
-            max_runs=settings.max_runs,
-            retry_delay_seconds=settings.retry_delay_seconds,
-            cancel_grace_seconds=settings.cancel_grace_seconds,
-        ),
+        settings=settings,
         cores=CoreBudget(settings.cores or count_cores()),
         notify=notify,
         runless={"sweep": Sweeps(database, settings.home, notify).look_after},

@@ -84,9 +84,7 @@ def datasets() -> None:
 @pass_session
 def list_datasets(session: Session) -> None:
     """List datasets, newest first."""
-    from modelworks.core.nouns import Dataset
-
-    found = [item for item in session.services.catalog.on_shelf("datasets") if isinstance(item, Dataset)]
+    found = session.services.catalog.datasets()
     rows = [
         [item.name, item.format, item.train_rows, item.validation_rows, render.size(item.size_bytes),
          render.when(item.created_at)]

@@ -17,6 +17,7 @@ from pathlib import Path
 
 from modelworks.core import clock
 from modelworks.core.clock import from_iso
+from modelworks.core.config import Settings
 from modelworks.core.cores import CoreBudget
 from modelworks.core.errors import Conflict, ModelworksError
 from modelworks.core.ids import new_id
@@ -39,15 +40,6 @@ PAUSE_PATIENCE = 5
 EVENTS_AT_ONCE_BYTES = 1 << 20
 
 
-@dataclass(frozen=True, kw_only=True)
-class WorkerSettings:
-    home: Path
-    slots: Mapping[str, int]
-    max_runs: int
-    retry_delay_seconds: float
-    cancel_grace_seconds: float
-
-
 @dataclass
 class Worker:
     """Runs `step` for ever in a thread of its own.
@@ -57,7 +49,7 @@ class Worker:
 
     database: Database
     executor: Executor
-    settings: WorkerSettings
+    settings: Settings
     # Called with a job's id when it has new events, from the worker's thread.
     notify: Callable[[str], None] = lambda _job_id: None
     # Who looks after a running job that has no run of its own, by kind; such a job needs no slots.

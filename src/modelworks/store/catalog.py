@@ -99,8 +99,9 @@ def get(database: Database, home: Path, artifact_id: str) -> AnyArtifact | None:
         return next(iter(_artifacts(connection, home, select(artifacts).where(artifacts.c.id == artifact_id))), None)
 
 
-def list_artifacts(database: Database, home: Path, kinds: tuple[ArtifactKind, ...]) -> list[AnyArtifact]:
+def list_artifacts(database: Database, home: Path, shelf: str) -> list[AnyArtifact]:
     """Newest first; only those that a name points to."""
+    kinds = [kind for kind in ArtifactKind if shelf_of(kind) == shelf]
     query = select(artifacts).where(artifacts.c.kind.in_(kinds), artifacts.c.removed_at.is_(None))
     with database.read() as connection:
         return _artifacts(connection, home, query.order_by(artifacts.c.id.desc()))

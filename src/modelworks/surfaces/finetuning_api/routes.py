@@ -44,7 +44,7 @@ async def finetune(request: Request, app: App) -> wire.FinetuneOut:
     """Queue a fine-tuning on a dataset that is here or, sent as a form, on the file in it."""
     if not request.headers.get("content-type", "").lower().startswith("multipart/"):
         return await finetune_legacy(request, app)
-    with open_inbox(app.settings) as inbox:
+    with open_inbox(app) as inbox:
         form = await receive_form(request, inbox)
         label = form.label or ""
         asked = translate.read_form(form.fields, label)

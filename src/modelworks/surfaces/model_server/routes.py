@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from fastapi import APIRouter, Request
 
-from modelworks.app.serving import is_entry, standings
+from modelworks.app.serving import standings
 from modelworks.surfaces.model_server import translate, wire
 from modelworks.web.answering import collect, while_there
 from modelworks.web.dependencies import App
@@ -22,7 +22,7 @@ async def status(app: App) -> wire.InfoOut:
 @router.post("/{name:path}/call")
 async def call(name: str, body: wire.CallIn, request: Request, app: App) -> wire.CallOut:
     """Answer a conversation. A model without an entity gets one, so what was trained answers at once."""
-    asked = translate.to_request(name, body, as_sent=is_entry(app, name))
+    asked = translate.to_request(name, body, as_sent=name in app.entries)
     answer = await while_there(request, collect(app, asked))
     return wire.CallOut(result=answer.text)
 

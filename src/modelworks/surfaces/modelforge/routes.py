@@ -87,7 +87,7 @@ async def delete_model(model_id: str, app: App) -> wire.DoneOut:
 @router.post("/api/upload_dataset", openapi_extra=FORM_WITH_FILE)
 async def upload_dataset(request: Request, app: App) -> wire.UploadedOut:
     """Take a file of rows; it replaces an older one of its name."""
-    with open_inbox(app.settings) as inbox:
+    with open_inbox(app) as inbox:
         label = (await receive_form(request, inbox)).label or ""
         options = {"name": dataset_name(label), "on_bad_rows": "skip", "replace": "true"}
         made = await run_in_threadpool(import_upload, app, inbox.place_for(label), label, options)
