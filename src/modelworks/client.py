@@ -65,7 +65,8 @@ class Client:
         return self._object("GET", "/modelworks/health")
 
     def doctor(self) -> list[JsonObject]:
-        return self._list("GET", "/modelworks/doctor")
+        found: list[JsonObject] = json.loads(self._send("GET", "/modelworks/doctor"))
+        return found
 
     def plugins(self) -> JsonObject:
         return self._object("GET", "/modelworks/plugins")
@@ -128,7 +129,8 @@ class Client:
         while True:
             try:
                 stopping = False
-                for name, data in self._stream_events(job_id, after):
+                since = {"Last-Event-ID": str(after)}
+                for name, data in self._stream("GET", _job_path(job_id, "/events"), headers=since):
                     lost_at = None
                     stopping = name == "stopping"
                     if stopping:
@@ -245,9 +247,6 @@ class Client:
                 if choice["delta"].get("content"):
                     yield choice["delta"]["content"]
 
-    def _stream_events(self, job_id: str, after: int) -> Iterator[tuple[str, str]]:
-        return self._stream("GET", _job_path(job_id, "/events"), headers={"Last-Event-ID": str(after)})
-
     def _stream(self, method: str, path: str, **request: Any) -> Iterator[tuple[str, str]]:
         """Yield the name and data of every server-sent event."""
         headers = {"Accept": "text/event-stream"} | request.pop("headers", {})
@@ -275,10 +274,6 @@ class Client:
 
     def _object(self, method: str, path: str, **request: Any) -> JsonObject:
         body: JsonObject = json.loads(self._send(method, path, **request))
-        return body
-
-    def _list(self, method: str, path: str, **request: Any) -> list[JsonObject]:
-        body: list[JsonObject] = json.loads(self._send(method, path, **request))
         return body
 
     @contextmanager

@@ -15,7 +15,7 @@ from pathlib import Path
 import psutil
 
 from modelworks.app.presence import running_server
-from modelworks.core.config import Settings
+from modelworks.core.config import Settings, count_gpus
 from modelworks.core.errors import ModelworksError
 from modelworks.store.database import FIXED_SQLITE, sqlite_module
 from modelworks.store.files import LEAST_FREE_BYTES
@@ -46,9 +46,8 @@ def examine(settings: Settings) -> list[Check]:
 
 
 def _python(_settings: Settings) -> Check:
-    ok = sys.version_info >= (3, 11)
     found = f"{platform.python_implementation()} {platform.python_version()} at {sys.executable}"
-    return Check(name="python", ok=ok, found=found, remedy="" if ok else "install Python 3.11 or newer")
+    return Check(name="python", ok=True, found=found)
 
 
 def _sqlite(_settings: Settings) -> Check:
@@ -77,8 +76,8 @@ def _memory(_settings: Settings) -> Check:
 
 
 def _gpu(_settings: Settings) -> Check:
-    cards = sorted(Path("/proc/driver/nvidia/gpus").glob("*")) if Path("/proc/driver/nvidia").exists() else []
-    return Check(name="gpu", ok=True, found=f"{len(cards)} NVIDIA" if cards else "none; everything runs on the CPU")
+    cards = count_gpus()
+    return Check(name="gpu", ok=True, found=f"{cards} NVIDIA" if cards else "none; everything runs on the CPU")
 
 
 def _torch(_settings: Settings) -> Check:

@@ -96,7 +96,8 @@ def check_fits(dataset: Dataset, task: str, strategy: str) -> tuple[str, ...]:
     if form.name == "input_output" and wanted == "summarization":
         note = "its inputs are asked as they stand; with columns document and summary they are asked for a summary"
         return (f"dataset: {note}",)
-    needs = _needs(known[wanted]) if wanted else "e.g. input and output, or messages"
+    columns = (*known[wanted].needs, *known[wanted].optional) if wanted else ("e.g. input and output", "or messages")
+    needs = ", ".join(column.replace("|", " or ") for column in columns)
     raise Invalid(
         f"dataset {dataset.name} is {form.name} (columns {', '.join(dataset.columns)}), which task {task} with "
         f"strategy {strategy} cannot learn from: it needs {needs}"
@@ -159,10 +160,6 @@ def _fits(form: Format, wanted: str | None, strategy: str) -> bool:
     if wanted:
         return form.name == wanted
     return form.makes in strategies()[strategy].learns and form.name not in TASK_FORMATS.values()
-
-
-def _needs(form: Format) -> str:
-    return ", ".join(need.replace("|", " or ") for need in (*form.needs, *form.optional))
 
 
 def _name_of(model: AnyArtifact) -> str:

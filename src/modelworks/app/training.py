@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from operator import attrgetter
 
 from modelworks.app.services import Services
-from modelworks.core.nouns import Adapter, Event, EventType, Job, JsonObject, JsonValue, Model
+from modelworks.core.nouns import Adapter, EventType, Job, JsonObject, JsonValue, Model
 from modelworks.core.states import JobState
 from modelworks.store import events
 
@@ -35,7 +36,9 @@ def progress_of(services: Services, job: Job) -> TrainingProgress:
     # After its steps a training counts other things, e.g. rows that are measured.
     in_steps = told is not None and body.get("unit") == "steps"
     # The newer of both knows the step: progress is not told at every one, and a new run goes back.
-    newest = max((event for event in (told if in_steps else None, metric) if event), key=_number_of, default=None)
+    newest = max(
+        (event for event in (told if in_steps else None, metric) if event), key=attrgetter("seq"), default=None
+    )
     step = int(_number(newest.body.get("step" if newest is metric else "done")) or 0) if newest else 0
     total = int(_number(body.get("total")) or 0) if in_steps else step
     epoch = (_number(newest.body.get("epoch")) or 0.0) if newest else 0.0
@@ -64,10 +67,6 @@ def shortened(spec: Mapping[str, object], model: Model | Adapter) -> tuple[JsonO
         return {}, ()
     limit = model.context_length
     return {"max_length": limit}, (f"rows are cut at {limit} tokens, not at {wanted}: {model.name} reads no more",)
-
-
-def _number_of(event: Event) -> int:
-    return event.seq
 
 
 def _number(value: JsonValue) -> float | None:

@@ -125,7 +125,7 @@ def _pairs(name: str, field: FieldInfo, texts: Sequence[str]) -> dict[str, objec
     import yaml
 
     pairs: dict[str, object] = {}
-    plain = _is_text_map(field)
+    plain = any(typing.get_args(each) == (str, str) for each in _kinds(field))
     # YAML 1.1 reads 0:1.5 as minutes and seconds; here it is a range.
     kept = re.compile(r"[-+.\d]+:[-+.\d]+")
     for text in texts:
@@ -150,10 +150,6 @@ def _kinds(field: FieldInfo) -> tuple[Any, ...]:
 
 def _is(field: FieldInfo, kind: type[object]) -> bool:
     return any((typing.get_origin(each) or each) is kind for each in _kinds(field))
-
-
-def _is_text_map(field: FieldInfo) -> bool:
-    return any(typing.get_args(each) == (str, str) for each in _kinds(field))
 
 
 def _choices(field: FieldInfo) -> list[str]:

@@ -44,7 +44,8 @@ def picture(goals: Sequence[Goal], trials: Sequence[Trial]) -> str:
     if several:
         line = sorted((x, y) for trial, x, y in dots if trial.number in ahead)
     else:
-        line = [(x, _best(up, [height for _, place, height in dots if place <= x])) for _, x, _ in dots]
+        best_of = max if up.metric.better == "higher" else min
+        line = [(x, best_of(height for _, place, height in dots if place <= x)) for _, x, _ in dots]
     body = [
         *plane.frame(across.label if across else "trial", up.label),
         plane.line(line, "#08306b"),
@@ -67,7 +68,3 @@ def picture(goals: Sequence[Goal], trials: Sequence[Trial]) -> str:
 
 def _short(value: JsonValue) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
-
-
-def _best(goal: Goal, values: Sequence[float]) -> float:
-    return max(values) if goal.metric.better == "higher" else min(values)

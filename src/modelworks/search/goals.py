@@ -31,11 +31,8 @@ class Goal:
             return None
         return self.metric.mean(found) if len(found) > 1 else found[0]
 
-    def loss(self, trial: Trial) -> float:
+    def loss(self, measured: Measures) -> float:
         """Lower is better; infinite for a trial that failed."""
-        return self.loss_of(trial.measured)
-
-    def loss_of(self, measured: Measures) -> float:
         value = self.of(measured)
         return math.inf if value is None else -value if self.metric.better == "higher" else value
 
@@ -50,7 +47,7 @@ def goals_of(spec: SearchSpec) -> list[Goal]:
 
 def front(goals: Sequence[Goal], trials: Sequence[Trial]) -> list[Trial]:
     """The trials that no other beats: not worse in every goal and better in one. Of equals, the earliest."""
-    losses = {trial.number: tuple(goal.loss(trial) for goal in goals) for trial in trials}
+    losses = {trial.number: tuple(goal.loss(trial.measured) for goal in goals) for trial in trials}
     found = []
     for trial in trials:
         own = losses[trial.number]
@@ -71,8 +68,8 @@ def ranked(goals: Sequence[Goal], trials: Sequence[Trial]) -> list[Trial]:
     The first is never worse than trial 0, the recipe itself, in any goal.
     """
     ahead = {trial.number for trial in front(goals, trials)}
-    start = [goal.loss(trials[0]) for goal in goals]
-    losses = {trial.number: [goal.loss(trial) for goal in goals] for trial in trials}
+    start = [goal.loss(trials[0].measured) for goal in goals]
+    losses = {trial.number: [goal.loss(trial.measured) for goal in goals] for trial in trials}
     known = [own for number, own in losses.items() if number in ahead]
     low = [min(each) for each in zip(*known, strict=True)]
     high = [max(each) for each in zip(*known, strict=True)]

@@ -90,7 +90,8 @@ def _try_all(
         if trial.problem:
             job.log(f"trial {number} failed: {trial.problem}", "warning")
         elif number and ranked(goals, log.trials)[0] is trial:
-            job.log(f"trial {number} is the best so far: {_told(goals, trial.measured)}")
+            told = ", ".join(f"{name} {value:.4g}" for name, value in _met(goals, trial.measured).items())
+            job.log(f"trial {number} is the best so far: {told}")
         job.metric(number, **{name: value for name, value in _met(goals, trial.measured).items() if value is not None})
         tell(number + 1)
 
@@ -126,7 +127,7 @@ def _report(spec: SearchSpec, job: JobContext, goals: Sequence[Goal], bench: Ben
         except Invalid:  # the recipe may fail where its winner does not
             measured = {}
         found[name] = dict(_met(goals, measured))
-        losses[name] = [goal.loss_of(measured) for goal in goals]
+        losses[name] = [goal.loss(measured) for goal in goals]
     worse = [goal.label for goal, now, was in zip(goals, losses["winner"], losses["recipe"], strict=True) if now > was]
     if worse:
         job.log(f"on rows it was not chosen on the best is worse in {', '.join(worse)}: choose by more rows", "warning")
@@ -146,10 +147,6 @@ def _summary(goals: Sequence[Goal], trials: Sequence[Trial], best: Trial) -> Jso
 
 def _met(goals: Sequence[Goal], measured: Measures) -> dict[str, float | None]:
     return {goal.label: goal.of(measured) for goal in goals}
-
-
-def _told(goals: Sequence[Goal], measured: Measures) -> str:
-    return ", ".join(f"{goal.label} {goal.of(measured):.4g}" for goal in goals)
 
 
 def _digest_of(spec: SearchSpec, job: JobContext) -> str:

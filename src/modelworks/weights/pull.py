@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import importlib.util
 import re
+import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -157,7 +158,7 @@ def _from_hub(spec: PullSpec, folder: Path, job: JobContext) -> JsonObject:
         raise NotFound(f"{repository}@{wanted}: the hub says {str(error).splitlines()[0]}") from None
     except (HfHubHTTPError, httpx2.TransportError, ConnectionError, FileNotFoundError) as error:
         raise _offline(repository, error) from None
-    _remove_cache(folder)
+    shutil.rmtree(folder / ".cache", ignore_errors=True)
     return {
         "kind": "pull",
         "spec": spec.model_dump(mode="json"),
@@ -171,9 +172,3 @@ def _offline(repository: str, error: Exception) -> Unavailable:
         f"the hub cannot be reached to fetch {repository} ({reason}); go online, "
         "or add a folder that you have: modelworks models add PATH --name ORG/NAME"
     )
-
-
-def _remove_cache(folder: Path) -> None:
-    import shutil
-
-    shutil.rmtree(folder / ".cache", ignore_errors=True)

@@ -61,14 +61,16 @@ class CheckpointWriter:
         self._flags = os.O_CREAT | os.O_RDWR | (0 if again else os.O_EXCL)
         check_space(folder, sum(planned.size_bytes for planned in plan))
         shards = _split(plan, max_shard_bytes)
-        names = [WEIGHTS] if len(shards) == 1 else _shard_names(len(shards))
+        count = len(shards)
+        several = [f"model-{number:05d}-of-{count:05d}.safetensors" for number in range(1, count + 1)]
+        names = several if count > 1 else [WEIGHTS]
         try:
             for name, shard in zip(names, shards, strict=True):
                 self._lay_out(folder / name, shard)
         except BaseException:
             self.close()
             raise
-        if len(shards) > 1:
+        if count > 1:
             _write_index(folder, dict(zip(names, shards, strict=True)))
 
     def write(self, name: str, tensor: torch.Tensor, start: int = 0) -> None:
@@ -135,10 +137,6 @@ def _split(plan: Sequence[Planned], max_shard_bytes: int) -> list[list[Planned]]
         shards[-1].append(planned)
         used += planned.size_bytes
     return shards
-
-
-def _shard_names(count: int) -> list[str]:
-    return [f"model-{number:05d}-of-{count:05d}.safetensors" for number in range(1, count + 1)]
 
 
 def _write_index(folder: Path, shards: dict[str, list[Planned]]) -> None:
