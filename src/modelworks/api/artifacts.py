@@ -18,7 +18,7 @@ from modelworks.app.uploads import Imported, UploadSpec, import_upload, open_inb
 from modelworks.core.nouns import Adapter, AnyArtifact, Dataset, Model
 from modelworks.core.spec import Spec
 from modelworks.web.dependencies import App
-from modelworks.web.receiving import receive_file, receive_form
+from modelworks.web.receiving import FILE, FORM_SCHEMA, body_of, receive_file, receive_form
 from modelworks.web.sending import attached
 
 router = APIRouter(prefix="/modelworks", tags=["artifacts"])
@@ -32,37 +32,21 @@ FILENAME = {
 }
 # Both uploads are streamed to the disk, so FastAPI does not see their bodies and options.
 OPTIONS = UploadSpec.model_json_schema()["properties"]
-FORM = {
-    "requestBody": {
-        "required": True,
-        "content": {
-            "multipart/form-data": {
-                "schema": {
-                    "type": "object",
-                    "required": ["file"],
-                    "properties": {"file": {"type": "string", "format": "binary"}, **OPTIONS},
-                },
-                "example": {"file": "rows.jsonl", "name": "mine", "validation_share": 0.2},
-            }
-        },
+FORM = body_of(
+    {
+        "multipart/form-data": {
+            "schema": FORM_SCHEMA | {"properties": {"file": FILE, **OPTIONS}},
+            "example": {"file": "rows.jsonl", "name": "mine", "validation_share": 0.2},
+        }
     }
-}
-WHOLE = {
-    "parameters": [
-        {"name": key, "in": "query", "required": False, "schema": schema, "description": schema["description"]}
-        for key, schema in {"filename": FILENAME, **OPTIONS}.items()
-        if key != "name"
-    ],
-    "requestBody": {
-        "required": True,
-        "content": {
-            "application/octet-stream": {
-                "schema": {"type": "string", "format": "binary", "description": "the rows"},
-                "example": '{"instruction": "Say hello", "output": "Hello!"}\n',
-            }
-        },
-    },
-}
+)
+PARAMETERS = [
+    {"name": key, "in": "query", "required": False, "schema": schema, "description": schema["description"]}
+    for key, schema in {"filename": FILENAME, **OPTIONS}.items()
+    if key != "name"
+]
+ROWS = {"schema": FILE | {"description": "the rows"}, "example": '{"instruction": "Say hello", "output": "Hello!"}\n'}
+WHOLE = {"parameters": PARAMETERS} | body_of({"application/octet-stream": ROWS})
 
 
 class AddModel(Spec):

@@ -106,13 +106,10 @@ def create(services: Services, body: Mapping[str, object]) -> Job:
 def job_named(services: Services, public_id: str) -> Job:
     """A training by its id, with or without OpenAI's prefix; raises NotFound."""
     try:
-        job = services.job(public_id.removeprefix(JOB_PREFIX))
+        return services.job_of("train", public_id.removeprefix(JOB_PREFIX))
     except NotFound:
-        job = None
-    if job is None or job.kind != "train":
         what = f"no such fine-tuning job: {public_id!r}"
-        raise NotFound(what, problems=(Problem("fine_tuning_job_id", what),))
-    return job
+        raise NotFound(what, problems=(Problem("fine_tuning_job_id", what),)) from None
 
 
 def list_jobs(services: Services, after: str | None, limit: int, wanted: Callable[[Job], bool]) -> list[Job]:

@@ -50,14 +50,6 @@ def plan_merge(services: Services, body: Mapping[str, object]) -> Estimate:
     return check(spec, services.inputs(kind_named("merge"), spec), notes)
 
 
-def merge_job(services: Services, id_or_alias: str) -> Job:
-    """Raises NotFound, also for a job of another kind."""
-    job = services.job(id_or_alias)
-    if job.kind != "merge":
-        raise NotFound(f"job {id_or_alias} is a {job.kind}, not a merge")
-    return job
-
-
 def percent_done(services: Services, job: Job) -> float:
     """How far a merge is, as it last told."""
     if job.state is JobState.SUCCEEDED:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -121,6 +122,13 @@ class Services:
 
     def job(self, id_or_alias: str) -> Job:
         return queue.get_job(self.database, id_or_alias)
+
+    def job_of(self, kind: str, id_or_alias: str) -> Job:
+        """A job of one kind; raises NotFound, also for one of another kind, as the foreign documents word it."""
+        with suppress(NotFound):
+            if (job := self.job(id_or_alias)).kind == kind:
+                return job
+        raise NotFound("Job not found")
 
     def children(self, id_or_alias: str) -> list[Job]:
         """The trainings that a sweep consists of; other jobs have none."""

@@ -149,18 +149,16 @@ def _tell_queued(session: Session, job: Job) -> None:
 def print_outcome(job: Job) -> None:
     """What a job that ended well has brought."""
     result: dict[str, Any] = job.result or {}
+    if table := render.TABLES.get(job.kind):
+        render.print_table(*table(result))
     if job.kind == "evaluate":
-        headings, rows = render.evaluation(result)
-        render.print_table(headings, rows)
         return
     if job.kind == "sweep":
-        render.print_table(*render.sweep(result))
         if note := result.get("note"):
             click.echo(f"note: {note}", err=True)
         click.echo(f"\n{result['name']} is {result['best']}: best {result['metric']}")
         return
     if job.kind == "search":
-        render.print_table(*render.leaderboard(result))
         click.echo()
         for where, told in (("rows it was chosen on", "chosen_on"), ("rows it was not chosen on", "held_out")):
             before, after = (result[told][which] for which in ("recipe", "winner"))

@@ -13,7 +13,7 @@ from typing import BinaryIO
 import orjson
 
 from modelworks.core.errors import Invalid, Problem
-from modelworks.core.nouns import JsonObject
+from modelworks.core.nouns import Dataset, JsonObject
 from modelworks.core.registry import choose, nearest
 from modelworks.data.folder import SIDES
 from modelworks.data.format import BadRow, Format, formats, kind_of
@@ -68,11 +68,7 @@ class ImportReport:
 
     def facts(self) -> JsonObject:
         """The fields that Dataset adds to Artifact."""
-        return {
-            "format": self.format, "columns": list(self.columns), "train_rows": self.train_rows,
-            "validation_rows": self.validation_rows, "duplicate_rows": self.duplicate_rows,
-            "empty_rows": self.empty_rows, "bad_rows": self.bad_rows, "notes": list(self.notes),
-        }  # fmt: skip
+        return {key: value for key, value in asdict(self).items() if key in Dataset.__dataclass_fields__}
 
 
 def import_file(source: Path, folder: Path, spec: ImportSpec) -> ImportReport:

@@ -5,35 +5,42 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from io import BufferedWriter
+from typing import Any
 
 from fastapi import Request
 from fastapi.concurrency import run_in_threadpool
+from pydantic_core import from_json
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 
 from modelworks.app.uploads import Inbox
 from modelworks.core.errors import Invalid, TooLarge
+from modelworks.core.nouns import JsonObject
 
 PIECE_BYTES = 1 << 20
 # The free space is looked at again after so many bytes: others write too.
 SPACE_CHECK_BYTES = 64 << 20
 FIELD_BYTES = 64 << 10
 FIELDS = 32
-# For the description of a route that calls `receive_form`.
-FORM_WITH_FILE = {
-    "requestBody": {
-        "required": True,
-        "content": {
-            "multipart/form-data": {
-                "schema": {
-                    "type": "object",
-                    "required": ["file"],
-                    "properties": {"file": {"type": "string", "format": "binary"}},
-                }
-            }
-        },
-    }
-}
+# A form that `receive_form` takes.
+FILE = {"type": "string", "format": "binary"}
+FORM_SCHEMA = {"type": "object", "required": ["file"], "properties": {"file": FILE}}
+
+
+def body_of(content: JsonObject) -> dict[str, Any]:
+    """The body of a route that reads it itself, for its description: by content type, what there is to send."""
+    return {"requestBody": {"required": True, "content": content}}
+
+
+def read_object(content: bytes, remedy: str) -> JsonObject:
+    """Read a small body; raises Invalid, with what to do, where it is no object of JSON."""
+    try:
+        body = from_json(content)
+    except ValueError as error:
+        raise Invalid(f"the body is not JSON: {error}") from None
+    if not isinstance(body, dict):
+        raise Invalid(f"the body is not an object; {remedy}")
+    return body
 
 
 async def receive_file(request: Request, inbox: Inbox, label: str) -> None:

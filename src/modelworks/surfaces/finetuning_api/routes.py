@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +14,12 @@ from modelworks.app.training import progress_of
 from modelworks.app.training_log import end_of_log, log_of
 from modelworks.app.uploads import open_inbox
 from modelworks.core.errors import Invalid, NotFound
-from modelworks.core.nouns import Job
 from modelworks.core.states import JobState
 from modelworks.surfaces.finetuning_api import translate, wire
 from modelworks.web.dependencies import App
 from modelworks.web.event_stream import Stopping
 from modelworks.web.persona import dashboard_url
-from modelworks.web.receiving import receive_form
+from modelworks.web.receiving import body_of, receive_form
 from modelworks.web.waiting import cancelled
 
 ERRORS: dict[int | str, dict[str, Any]] = {
@@ -31,8 +29,7 @@ SCHEMA = wire.FinetuneIn.model_json_schema()
 DATA_FILE = {"type": "string", "format": "binary", "description": "rows: .csv, .json or .jsonl"}
 FORM = SCHEMA | {"required": ["data_file"], "properties": {**SCHEMA["properties"], "data_file": DATA_FILE}}
 AS_JSON = {"application/json": {"schema": SCHEMA}}
-JSON_BODY = {"requestBody": {"required": True, "content": AS_JSON}}
-EITHER_BODY = {"requestBody": {"required": True, "content": AS_JSON | {"multipart/form-data": {"schema": FORM}}}}
+JSON_BODY, EITHER_BODY = body_of(AS_JSON), body_of(AS_JSON | {"multipart/form-data": {"schema": FORM}})
 ENDED_FIRST = {JobState.SUCCEEDED, JobState.FAILED}
 QUEUED = "Finetuning job has been queued and will start shortly"
 
@@ -79,7 +76,7 @@ def list_jobs(app: App) -> wire.JobsOut:
 @router.get("/jobs/{job_id}")
 def show_job(job_id: str, app: App) -> wire.JobOut:
     """Show how far a training is, with the end of its log."""
-    job = _job(app, job_id)
+    job = app.job_of("train", job_id)
     return wire.JobOut(
         job_id=job.id,
         status=translate.STATUS[job.state],
@@ -92,14 +89,14 @@ def show_job(job_id: str, app: App) -> wire.JobOut:
 @router.get("/logs/{job_id}")
 def show_logs(job_id: str, app: App) -> wire.LogsOut:
     """Show the whole log of a training."""
-    job = _job(app, job_id)
+    job = app.job_of("train", job_id)
     return wire.LogsOut(job_id=job.id, logs=log_of(app, job))
 
 
 @router.delete("/jobs/{job_id}")
 async def cancel_job(job_id: str, app: App, stopping: Stopping) -> wire.CancelOut:
     """Cancel a training; answers once its process is gone."""
-    job = await run_in_threadpool(_job, app, job_id)
+    job = await run_in_threadpool(app.job_of, "train", job_id)
     if job.state.is_final or (job := await cancelled(app, job.id, stopping)).state in ENDED_FIRST:
         raise Invalid("Cannot cancel completed or failed job")
     message = "Job has been cancelled" if job.state.is_final else "Job is being cancelled"
@@ -110,13 +107,6 @@ async def cancel_job(job_id: str, app: App, stopping: Stopping) -> wire.CancelOu
 def dashboard(request: Request) -> wire.DashboardOut:
     """Say where the live dashboard is."""
     return wire.DashboardOut(dashboard_url=dashboard_url(request))
-
-
-def _job(app: Services, job_id: str) -> Job:
-    with suppress(NotFound):
-        if (job := app.job(job_id)).kind == "train":
-            return job
-    raise NotFound("Job not found")
 
 
 def _train(app: Services, asked: wire.FinetuneIn, file: Path | None = None, label: str = "") -> Queued:

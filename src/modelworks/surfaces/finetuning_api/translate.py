@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import PurePath
 
-from pydantic_core import from_json
-
 from modelworks.app.training import TrainingProgress
 from modelworks.app.training_log import local_time
 from modelworks.core.errors import Invalid
@@ -14,6 +12,7 @@ from modelworks.core.nouns import Job, JsonObject
 from modelworks.core.spec import parse_spec
 from modelworks.core.states import JobState
 from modelworks.surfaces.finetuning_api import wire
+from modelworks.web.receiving import read_object
 
 STATUS: Mapping[JobState, wire.STATUS] = {
     JobState.QUEUED: "queued",
@@ -31,12 +30,7 @@ FIELDS = tuple(wire.FinetuneIn.model_fields)
 
 def read_json(content: bytes) -> wire.FinetuneIn:
     """Raises Invalid for what is no object of theirs."""
-    try:
-        body = from_json(content)
-    except ValueError as error:
-        raise Invalid(f"the body is not JSON: {error}") from None
-    if not isinstance(body, dict):
-        raise Invalid('the body is not an object; send e.g. {"dataset_name": "alpaca"}')
+    body = read_object(content, 'send e.g. {"dataset_name": "alpaca"}')
     # Null stands for the default, but for max_steps, where it has a meaning.
     given = {key: value for key, value in body.items() if value is not None or key == "max_steps"}
     return parse_spec(wire.FinetuneIn, given)

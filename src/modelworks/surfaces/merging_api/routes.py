@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request, Response
@@ -11,18 +10,15 @@ from fastapi.concurrency import run_in_threadpool
 from modelworks.app import merging
 from modelworks.app.archive import archive_of
 from modelworks.app.plugins import list_plugins
-from modelworks.app.services import Services
-from modelworks.core.errors import NotFound
-from modelworks.core.nouns import Job, JsonObject
+from modelworks.core.nouns import JsonObject
 from modelworks.surfaces.merging_api import translate, wire
 from modelworks.web.dependencies import App
+from modelworks.web.receiving import body_of
 from modelworks.web.sending import attached
 
 CODES = (400, 403, 404, 409, 413, 501, 503, 507)
 ERRORS: dict[int | str, dict[str, Any]] = {code: {"description": "`error` says why"} for code in CODES}
-BODY = {
-    "requestBody": {"required": True, "content": {"application/json": {"schema": wire.MergeIn.model_json_schema()}}}
-}
+BODY = body_of({"application/json": {"schema": wire.MergeIn.model_json_schema()}})
 router = APIRouter(prefix="/api", tags=["Model Merging API"], responses=ERRORS)
 
 
@@ -58,7 +54,7 @@ def list_jobs(app: App) -> wire.JobsOut:
 @router.get("/jobs/{job_id}")
 def show_job(job_id: str, app: App) -> wire.JobOut:
     """Show how far a merge is."""
-    job = _job(app, job_id)
+    job = app.job_of("merge", job_id)
     return translate.to_job(job, merging.percent_done(app, job))
 
 
@@ -71,12 +67,6 @@ def download(
     job_id: str, app: App, archive: Annotated[bool, Query(description="send the model's folder as a tar")] = False
 ) -> wire.DownloadOut | Response:
     """Say where a merged model is or, with `archive`, send it."""
-    job = _job(app, job_id)
+    job = app.job_of("merge", job_id)
     made = archive_of(merging.merged_by(app, job))
     return attached(made) if archive else translate.to_download(job, made)
-
-
-def _job(app: Services, job_id: str) -> Job:
-    with suppress(NotFound):
-        return merging.merge_job(app, job_id)
-    raise NotFound("Job not found")

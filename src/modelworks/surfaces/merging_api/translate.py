@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from pydantic_core import from_json
-
 from modelworks.app.archive import Archive
 from modelworks.app.plugins import PluginInfo
 from modelworks.core.clock import to_iso
@@ -16,6 +14,7 @@ from modelworks.core.registry import nearest
 from modelworks.core.spec import parse_spec
 from modelworks.core.states import JobState
 from modelworks.surfaces.merging_api import wire
+from modelworks.web.receiving import read_object
 from modelworks.web.refused import told
 
 REQUIRED = ("base_model", "models_to_merge", "merge_method")
@@ -43,12 +42,7 @@ STATUS: Mapping[JobState, wire.STATUS] = {
 
 def read(content: bytes) -> wire.MergeIn:
     """Raises Invalid for what is no object of theirs; a key that is null is as good as absent."""
-    try:
-        body = from_json(content)
-    except ValueError as error:
-        raise Invalid(f"the body is not JSON: {error}") from None
-    if not isinstance(body, dict):
-        raise Invalid("the body is not an object; /api/example shows one")
+    body = read_object(content, "/api/example shows one")
     given = {key: value for key, value in body.items() if value is not None}
     for key in REQUIRED:
         if key not in given:

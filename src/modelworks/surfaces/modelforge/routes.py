@@ -20,7 +20,7 @@ from modelworks.web.answering import collect, while_there
 from modelworks.web.dependencies import App
 from modelworks.web.event_stream import Stopping
 from modelworks.web.live import send_changes
-from modelworks.web.receiving import FORM_WITH_FILE, receive_form
+from modelworks.web.receiving import FORM_SCHEMA, body_of, receive_form
 from modelworks.web.waiting import cancelled
 
 CODES = (400, 403, 404, 409, 413, 429, 501, 503, 507)
@@ -84,7 +84,7 @@ async def delete_model(model_id: str, app: App) -> wire.DoneOut:
     return wire.DoneOut(status="deleted", message="Model deleted successfully")
 
 
-@router.post("/api/upload_dataset", openapi_extra=FORM_WITH_FILE)
+@router.post("/api/upload_dataset", openapi_extra=body_of({"multipart/form-data": {"schema": FORM_SCHEMA}}))
 async def upload_dataset(request: Request, app: App) -> wire.UploadedOut:
     """Take a file of rows; it replaces an older one of its name."""
     with open_inbox(app) as inbox:
