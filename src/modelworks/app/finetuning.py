@@ -11,17 +11,7 @@ from pydantic import Field, StringConstraints
 
 from modelworks.app.openai_files import ALL_ROWS, PROMPTS, RESULTS, add_file, dataset_of, list_files
 from modelworks.app.services import Services
-from modelworks.app.tuning_methods import (
-    ANSWERS_A_PROMPT,
-    STRATEGIES,
-    Dpo,
-    Hyperparameters,
-    Method,
-    Supervised,
-    refused,
-    training_words,
-    with_grader,
-)
+from modelworks.app.tuning_methods import ANSWERS_A_PROMPT, Hyperparameters, Method, chosen, refused, training_words
 from modelworks.core.errors import Invalid, NotFound, Problem, Unsupported
 from modelworks.core.ids import NAME_PATTERN, new_id
 from modelworks.core.nouns import Event, EventType, File, Job, JsonObject, JsonValue
@@ -78,7 +68,9 @@ def create(services: Services, body: Mapping[str, object]) -> Job:
             Invalid, *(Problem(key, "unknown field", nearest(key, known)) for key in map(_legible, sorted(unknown)))
         )
     asked = parse_spec(FineTuning, {key: value for key, value in body.items() if key not in own}, where="job")
-    hyperparameters = _hyperparameters(asked)
+    if asked.integrations:
+        raise refused(Unsupported, Problem("integrations", "no other service is told of a job here", "leave it out"))
+    hyperparameters = chosen(asked.method, asked.hyperparameters)
     try:
         services.catalog.model(asked.model)
     except NotFound as error:
@@ -87,10 +79,7 @@ def create(services: Services, body: Mapping[str, object]) -> Job:
     read_as = ALL_ROWS if grader is None else PROMPTS
     dataset = dataset_of(services, asked.training_file, asked.validation_file, read_as)
     job_id = new_id()
-    spec: dict[str, Any] = {
-        "model": asked.model, "dataset": dataset.name, "name": _name_for(asked, job_id),
-        "strategy": STRATEGIES[type(hyperparameters)],
-    }  # fmt: skip
+    spec: dict[str, Any] = {"model": asked.model, "dataset": dataset.name, "name": _name_for(asked, job_id)}
     if asked.seed is not None:
         spec["seed"] = asked.seed
     words = training_words(hyperparameters)
@@ -182,27 +171,6 @@ def _accuracy(numbers: JsonObject) -> JsonValue:
     """How often the right token, or of two answers the better one, is the likelier."""
     known = ("mean_token_accuracy", "rewards/accuracies", "accuracy")
     return next((numbers[key] for key in known if key in numbers), None)
-
-
-def _hyperparameters(asked: FineTuning) -> Hyperparameters:
-    """Those of the method that was chosen, after everything that is not done here was refused."""
-    method = asked.method or Method(type="supervised", supervised=Supervised())
-    if asked.integrations:
-        raise refused(Unsupported, Problem("integrations", "no other service is told of a job here", "leave it out"))
-    for other in ("supervised", "dpo", "reinforcement"):
-        if other != method.type and getattr(method, other) is not None:
-            raise refused(Invalid, Problem(f"method.{other}", f"the type is {method.type}", "give one method"))
-    if method.type == "dpo":
-        chosen: Hyperparameters = (method.dpo or Dpo()).hyperparameters
-    elif method.type == "reinforcement":
-        chosen = with_grader(method.reinforcement).hyperparameters
-    else:
-        chosen = (method.supervised or Supervised()).hyperparameters
-    if asked.hyperparameters is None:
-        return chosen
-    if asked.method is not None:
-        raise refused(Invalid, Problem("hyperparameters", "are those of a method too", "give them in the method alone"))
-    return asked.hyperparameters
 
 
 def _rate(spec: Mapping[str, Any]) -> float:

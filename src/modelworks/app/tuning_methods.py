@@ -67,10 +67,26 @@ class _Graded(Spec):
     grader: Grader
 
 
+def chosen(method: Method | None, alone: Hyperparameters | None) -> Hyperparameters:
+    """Those of a method, or those that stand alone; raises Invalid or Unsupported for what is not done here."""
+    if method is None:
+        return alone or Hyperparameters()
+    for other in ("supervised", "dpo", "reinforcement"):
+        if other != method.type and getattr(method, other) is not None:
+            raise refused(Invalid, Problem(f"method.{other}", f"the type is {method.type}", "give one method"))
+    if method.type == "reinforcement":
+        found: Hyperparameters = _with_grader(method.reinforcement).hyperparameters
+    else:
+        found = (method.supervised or method.dpo or (Dpo if method.type == "dpo" else Supervised)()).hyperparameters
+    if alone is not None:
+        raise refused(Invalid, Problem("hyperparameters", "are those of a method too", "give them in the method alone"))
+    return found
+
+
 def training_words(asked: Hyperparameters) -> JsonObject:
-    words: JsonObject = {}
+    words: JsonObject = {"strategy": STRATEGIES[type(asked)]}
     if isinstance(asked, ReinforcementHyperparameters):
-        return _reinforcement_words(asked)
+        return words | _reinforcement_words(asked)
     if asked.n_epochs is not None:
         words["num_train_epochs"] = asked.n_epochs
     if asked.batch_size is not None:
@@ -97,7 +113,7 @@ def _reinforcement_words(asked: ReinforcementHyperparameters) -> JsonObject:
     return words
 
 
-def with_grader(asked: Reinforcement | None) -> Reinforcement:
+def _with_grader(asked: Reinforcement | None) -> Reinforcement:
     where = "method.reinforcement.grader"
     if asked is None:
         raise refused(Invalid, Problem(where, "is missing", "say what a good answer is"))

@@ -18,8 +18,8 @@ from modelworks.app.training_log import TrainingFiles
 from modelworks.core.config import Settings, child_environment, count_gpus
 from modelworks.core.cores import CoreBudget, count_cores
 from modelworks.core.errors import Denied
-from modelworks.core.registry import choose, find_plugins
-from modelworks.jobs.executor import ExecutorKind
+from modelworks.core.registry import find_plugins
+from modelworks.jobs.executors.local import LocalExecutor
 from modelworks.jobs.worker import Worker
 from modelworks.serve.child import ChildEngine
 from modelworks.serve.choice import choose_engine
@@ -103,10 +103,9 @@ def open_app(settings: Settings) -> App:
         services.feed.tell(job_id)
         training_files.keep_up(job_id)
 
-    kind = choose(find_plugins("modelworks.jobs.executors", ExecutorKind), "local", "executor")
     worker = Worker(
         database=database,
-        executor=kind.make(RUNNER, child_environment(settings)),
+        executor=LocalExecutor(RUNNER, child_environment(settings)),
         settings=settings,
         cores=CoreBudget(settings.cores or count_cores()),
         notify=notify,

@@ -6,9 +6,11 @@ import csv
 import json
 import re
 from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from itertools import chain, islice
 from pathlib import Path
+from typing import Literal
 
 import orjson
 
@@ -59,9 +61,9 @@ def _read_folder(folder: Path, notes: list[str]) -> Iterator[RawRow]:
 def _read_file(source: Path, notes: list[str]) -> Iterator[RawRow]:
     suffix, head = suffix_of(source), head_of(source)
     if head.startswith(b"PAR1"):
-        return _read_parquet(source)
+        return _read_columnar(source, "Parquet file")
     if suffix == ".arrow":
-        return _read_arrow(source)
+        return _read_columnar(source, "Arrow stream")
     if head.startswith((b"PK\x03\x04", b"\xfd7zXZ", b"BZh", b"\x28\xb5\x2f\xfd")):
         raise Invalid(f"{source} is compressed; unpack it first ({_KINDS})")
     file = open_text(source, notes)
@@ -244,34 +246,25 @@ def _read_table(file: TextFile, delimiter: str | None) -> Iterator[RawRow]:
         raise Invalid(f"{source}, line {reader.line_num}: {error}; is a quote left open?") from None
 
 
-def _read_parquet(source: Path) -> Iterator[RawRow]:
+def _read_columnar(source: Path, what: Literal["Parquet file", "Arrow stream"]) -> Iterator[RawRow]:
+    """Read Parquet, or what the `datasets` library writes with save_to_disk."""
     import pyarrow
     import pyarrow.parquet
 
     number = 0
     try:
-        with pyarrow.parquet.ParquetFile(source) as file:
-            for batch in file.iter_batches(batch_size=1024):
+        with ExitStack() as stack:
+            if what == "Parquet file":
+                batches = stack.enter_context(pyarrow.parquet.ParquetFile(source)).iter_batches(batch_size=1024)
+            else:
+                mapped = stack.enter_context(pyarrow.memory_map(str(source)))
+                batches = stack.enter_context(pyarrow.ipc.open_stream(mapped))
+            for batch in batches:
                 for value in batch.to_pylist():
                     number += 1
                     yield RawRow(f"row {number}", value)
     except (pyarrow.ArrowException, OSError, ValueError, OverflowError) as error:
-        raise Invalid(f"{source} is not a whole Parquet file: after row {number}: {error}") from None
-
-
-def _read_arrow(source: Path) -> Iterator[RawRow]:
-    """Read what the `datasets` library writes with save_to_disk."""
-    import pyarrow
-
-    number = 0
-    try:
-        with pyarrow.memory_map(str(source)) as file, pyarrow.ipc.open_stream(file) as stream:
-            for batch in stream:
-                for value in batch.to_pylist():
-                    number += 1
-                    yield RawRow(f"row {number}", value)
-    except (pyarrow.ArrowException, OSError, ValueError, OverflowError) as error:
-        raise Invalid(f"{source} is not a whole Arrow stream: after row {number}: {error}") from None
+        raise Invalid(f"{source} is not a whole {what}: after row {number}: {error}") from None
 
 
 def _read_text(file: TextFile) -> Iterator[RawRow]:

@@ -11,13 +11,7 @@ from modelworks.core.nouns import Adapter, JsonObject, JsonValue, Model
 from modelworks.evaluate.metric import Subject, metrics
 from modelworks.evaluate.plan import check
 from modelworks.evaluate.spec import EvaluateSpec
-from modelworks.weights.loading import (
-    choose_device,
-    choose_dtype,
-    load_network,
-    prepare_cpu,
-    quiet_libraries,
-)
+from modelworks.weights.loading import choose_device, choose_dtype, load_network, prepare_cpu
 
 
 def run(spec: EvaluateSpec, job: JobContext) -> JsonObject:
@@ -28,7 +22,6 @@ def run(spec: EvaluateSpec, job: JobContext) -> JsonObject:
         apply) and `samples` of generated answers.
     """
     check(spec, job.inputs)
-    quiet_libraries()
     prepare_cpu()
     table = _Table(spec, job)
     # By base, so that each is loaded once however many adapters it carries.

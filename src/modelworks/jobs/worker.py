@@ -23,7 +23,7 @@ from modelworks.core.errors import Conflict, ModelworksError
 from modelworks.core.ids import new_id
 from modelworks.core.nouns import AnyArtifact, EventType, Failure, Job, JsonObject
 from modelworks.core.states import JobState
-from modelworks.jobs.executor import Executor
+from modelworks.jobs.executors.local import LocalExecutor
 from modelworks.jobs.folder import JobFolder, RunOrder, RunReport, StagedDraft
 from modelworks.jobs.recovery import Action, cause, decide, died, next_start
 from modelworks.store import catalog, events, files
@@ -48,7 +48,7 @@ class Worker:
     """
 
     database: Database
-    executor: Executor
+    executor: LocalExecutor
     settings: Settings
     # Called with a job's id when it has new events, from the worker's thread.
     notify: Callable[[str], None] = lambda _job_id: None

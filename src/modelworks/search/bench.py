@@ -18,7 +18,7 @@ from modelworks.merge.memory import MemorySink
 from modelworks.merge.plan import Plan, make_plan
 from modelworks.merge.spec import MergeSpec
 from modelworks.search.spec import SearchSpec
-from modelworks.weights.loading import choose_device, choose_dtype, load_network, prepare_cpu, quiet_libraries
+from modelworks.weights.loading import choose_device, choose_dtype, load_network, prepare_cpu
 from modelworks.weights.reader import Checkpoint
 
 Half: TypeAlias = Literal["choose", "report"]
@@ -42,7 +42,6 @@ class Bench:
         self._device = choose_device(spec.recipe.device)
         self._pace = Pace(self._device, report="none")
         self._watch = _Quiet(job.check)
-        quiet_libraries()
         prepare_cpu()
         halves: tuple[Half, Half] = ("choose", "report")
         self._rows = {half: _rows(spec, job, half) for half in halves}

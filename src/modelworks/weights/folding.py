@@ -7,7 +7,7 @@ from pathlib import Path
 
 from modelworks.core.errors import Unsupported
 from modelworks.weights.companions import copy_companions
-from modelworks.weights.loading import load_network, quiet_libraries
+from modelworks.weights.loading import load_network
 from modelworks.weights.reader import Checkpoint
 from modelworks.weights.safety import read_object
 from modelworks.weights.writer import CheckpointWriter, Planned
@@ -31,7 +31,6 @@ def fold(base: Path, adapter: Path, folder: Path) -> None:
     from peft import PeftModel
 
     check_foldable(adapter)
-    quiet_libraries()
     network = PeftModel.from_pretrained(load_network(base, torch.float32, "cpu"), str(adapter))
     weights = network.merge_and_unload(safe_merge=True).state_dict()
     with Checkpoint.open(base) as checkpoint:

@@ -11,12 +11,13 @@ from dataclasses import dataclass, field
 
 import psutil
 
-from modelworks.jobs.executor import ExecutorKind
 from modelworks.jobs.folder import JobFolder
 
 
 @dataclass
 class LocalExecutor:
+    """Starts runners, tells whether they live, and stops them. `command` is that of a runner, which gets the folder."""
+
     command: tuple[str, ...]
     environment: Mapping[str, str]
     # Our own children, to be reaped; adopted runners are not among them.
@@ -24,6 +25,7 @@ class LocalExecutor:
     exit_codes: dict[str, int] = field(default_factory=dict)
 
     def start(self, folder: JobFolder) -> None:
+        """Start the runner for the order in the folder. Returns at once; the runner holds the folder's lock."""
         lock = folder.take_lock()
         if lock is None:
             raise RuntimeError(f"{folder.path} is locked: a run of this job goes on")
@@ -45,6 +47,7 @@ class LocalExecutor:
             os.close(lock)
 
     def is_alive(self, folder: JobFolder) -> bool:
+        """Whether the run in this folder goes on, whoever started it."""
         child = self.children.get(str(folder.path))
         if child is not None and (code := child.poll()) is not None:
             self.exit_codes[str(folder.path)] = code
@@ -52,14 +55,17 @@ class LocalExecutor:
         return folder.is_locked()
 
     def exit_code(self, folder: JobFolder) -> int | None:
+        """How the last run in this folder ended, negative for a signal; None where another server started it."""
         return self.exit_codes.pop(str(folder.path), None)
 
     def ask_to_stop(self, folder: JobFolder, *, pause: bool) -> None:
+        """Let the runner end by itself, in order; for a pause it may first write down what it has reached."""
         leader = _leader(folder)
         if leader is not None:
             _signal(leader, signal.SIGUSR1 if pause else signal.SIGTERM)
 
     def kill(self, folder: JobFolder) -> None:
+        """End every process of the run, now."""
         for pid in _members(folder):
             _signal(pid, signal.SIGKILL)
         child = self.children.pop(str(folder.path), None)
@@ -113,6 +119,3 @@ def _signal(pid: int, number: signal.Signals) -> None:
         os.kill(pid, number)
     except ProcessLookupError:
         return
-
-
-LOCAL = ExecutorKind("local", LocalExecutor)
