@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from pathlib import Path
 
 from modelworks.core.clock import now
@@ -16,13 +15,13 @@ def as_model(folder: Path, name: str) -> Model:
     files = list_files(folder)
     return Model(
         id=new_id(), name=name, digest=digest_of(files), path=folder, files=files,
-        size_bytes=sum(file.size_bytes for file in files), created_at=now(), **asdict(inspect_model(folder)),
+        size_bytes=sum(file.size_bytes for file in files), created_at=now(), **inspect_model(folder),
     )  # fmt: skip
 
 
 def as_adapter(folder: Path, name: str, base: Model) -> Adapter:
     files = list_files(folder)
-    facts = asdict(inspect_adapter(folder)) | {"base": base.id, "base_name": base.name, "base_digest": base.digest}
+    facts = inspect_adapter(folder) | {"base": base.id, "base_name": base.name, "base_digest": base.digest}
     return Adapter(
         id=new_id(), name=name, digest=digest_of(files), path=folder, files=files,
         size_bytes=sum(file.size_bytes for file in files), created_at=now(), **facts,

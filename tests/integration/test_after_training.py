@@ -56,7 +56,7 @@ def test_a_training_leaves_the_whole_model_and_a_gguf_file_too(tmp_path: Path, c
     names = {path.name for path in merged.folder.iterdir()}
     assert {"config.json", "tokenizer.json", "chat_template.jinja", "README.md", "model.safetensors"} <= names
     assert "merge_report.json" not in names
-    assert inspect_model(merged.folder).dtype == "bfloat16"
+    assert inspect_model(merged.folder)["dtype"] == "bfloat16"
 
     base = AutoModelForCausalLM.from_pretrained(tiny.path, dtype=torch.float32)
     whole = AutoModelForCausalLM.from_pretrained(merged.folder, dtype=torch.float32)

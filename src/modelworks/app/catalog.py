@@ -300,8 +300,8 @@ class Catalog:
         from modelworks.weights.layout import inspect_adapter, inspect_model, what_is
 
         if what_is(folder) == "model":
-            return Model, asdict(inspect_model(folder))
-        facts = asdict(inspect_adapter(folder))
+            return Model, inspect_model(folder)
+        facts = inspect_adapter(folder)
         told = str(facts.pop("base_name"))
         base = self.resolve("models", base_name or told)
         if not isinstance(base, Model):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cached_property
 from itertools import product
 from pathlib import Path
@@ -118,7 +118,7 @@ def merge_adapters(
 
 def adapter_facts(plan: Plan, folder: Path) -> JsonObject:
     base = plan.frame
-    return asdict(inspect_adapter(folder)) | {"base": base.id, "base_name": base.name, "base_digest": base.digest}
+    return inspect_adapter(folder) | {"base": base.id, "base_name": base.name, "base_digest": base.digest}
 
 
 def gram(parts: Sequence[Factors]) -> Tensor:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import asdict
 
 from modelworks.core.context import JobContext
 from modelworks.core.nouns import Adapter, ArtifactKind, Draft, JsonObject, Model, Parent
@@ -40,7 +39,7 @@ def run(spec: MergeSpec, job: JobContext, finish: Callable[[Draft], Draft] = lam
         kind=ArtifactKind.ADAPTER if is_adapter else ArtifactKind.MODEL,
         name=spec.published_name,
         folder=folder,
-        facts=adapter_facts(plan, folder) if is_adapter else asdict(inspect_model(folder)),
+        facts=adapter_facts(plan, folder) if is_adapter else inspect_model(folder),
         parents=parents,
         recipe=recipe,
         metrics={f"task_vector_norm/{model}": norm for model, norm in findings.norms().items()},

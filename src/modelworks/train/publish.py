@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +41,7 @@ def publish(setup: Setup, network: Any, metrics: dict[str, float], counts: JsonO
     whole = folder = setup.job.stage("output")
     if not hasattr(network, "peft_config"):
         _write_model(setup, network, folder)
-        hand_over(ArtifactKind.MODEL, folder, name, asdict(inspect_model(folder)))
+        hand_over(ArtifactKind.MODEL, folder, name, inspect_model(folder))
     else:
         # Known beforehand, so that the merged model can name it as a parent.
         own: JsonObject = {"id": new_id()} if spec.merge else {}
@@ -53,7 +52,7 @@ def publish(setup: Setup, network: Any, metrics: dict[str, float], counts: JsonO
             fold(setup.model.path, folder, whole)
         if spec.merge:
             adapter = Parent("adapter", ArtifactKind.ADAPTER, str(own["id"]), name, digest_of(list_files(folder)))
-            hand_over(ArtifactKind.MODEL, whole, spec.merged_name, asdict(inspect_model(whole)), adapter)
+            hand_over(ArtifactKind.MODEL, whole, spec.merged_name, inspect_model(whole), adapter)
     if spec.export_gguf:
         place = setup.job.stage("gguf") / file_name(name, spec.export_gguf)
 

@@ -3,38 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from modelworks.core.errors import Invalid
 from modelworks.weights.reader import DTYPES, Checkpoint
 from modelworks.weights.safety import read_object
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ModelFacts:
-    """The fields that Model adds to Artifact."""
-
-    architecture: str
-    dtype: str
-    parameters: int
-    vocab_size: int
-    context_length: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class AdapterFacts:
-    """The fields that Adapter adds to Artifact, as far as a folder knows them.
-
-    `base_name` is what the folder calls its base: a name or a path on the machine where it was trained.
-    """
-
-    rank: int
-    alpha: float
-    target_modules: tuple[str, ...]
-    parameters: int
-    base_name: str
 
 
 def what_is(folder: Path) -> Literal["model", "adapter"]:
@@ -50,8 +24,8 @@ def what_is(folder: Path) -> Literal["model", "adapter"]:
     raise Invalid(f"{folder} is neither a model nor an adapter: it has no config.json and no adapter_config.json")
 
 
-def inspect_model(folder: Path) -> ModelFacts:
-    """Describe a full checkpoint.
+def inspect_model(folder: Path) -> dict[str, Any]:
+    """Describe a full checkpoint: the fields that Model adds to Artifact.
 
     Raises:
         Invalid: config.json or a header is missing, damaged, or says what cannot be.
@@ -69,17 +43,19 @@ def inspect_model(folder: Path) -> ModelFacts:
         raise Invalid(f"{folder} holds no tensors")
     text = config.get("text_config")
     inner = {**config, **text} if isinstance(text, dict) else config
-    return ModelFacts(
-        architecture=str(architectures[0]),
-        dtype=DTYPES[dtypes.most_common(1)[0][0]][0],
-        parameters=sum(info.elements for info in tensors.values()),
-        vocab_size=_count(inner, "vocab_size", folder),
-        context_length=_count(inner, "max_position_embeddings", folder),
-    )
+    return {
+        "architecture": str(architectures[0]),
+        "dtype": DTYPES[dtypes.most_common(1)[0][0]][0],
+        "parameters": sum(info.elements for info in tensors.values()),
+        "vocab_size": _count(inner, "vocab_size", folder),
+        "context_length": _count(inner, "max_position_embeddings", folder),
+    }
 
 
-def inspect_adapter(folder: Path) -> AdapterFacts:
-    """Describe a PEFT LoRA folder.
+def inspect_adapter(folder: Path) -> dict[str, Any]:
+    """Describe a PEFT LoRA folder: the fields that Adapter adds to Artifact, as far as the folder knows them.
+
+    `base_name` is what the folder calls its base: a name or a path on the machine where it was trained.
 
     Raises:
         Invalid: it is not a LoRA, or adapter_config.json or the header is damaged.
@@ -93,13 +69,13 @@ def inspect_adapter(folder: Path) -> AdapterFacts:
     targets = config.get("target_modules")
     with Checkpoint.open(folder) as checkpoint:
         parameters = sum(info.elements for info in checkpoint.tensors.values())
-    return AdapterFacts(
-        rank=_count(config, "r", folder),
-        alpha=float(alpha),
-        target_modules=tuple(sorted(targets)) if isinstance(targets, list) else (str(targets),),
-        parameters=parameters,
-        base_name=str(config.get("base_model_name_or_path") or ""),
-    )
+    return {
+        "rank": _count(config, "r", folder),
+        "alpha": float(alpha),
+        "target_modules": sorted(targets) if isinstance(targets, list) else [str(targets)],
+        "parameters": parameters,
+        "base_name": str(config.get("base_model_name_or_path") or ""),
+    }
 
 
 def _count(config: dict[str, object], key: str, folder: Path) -> int:

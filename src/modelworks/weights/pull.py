@@ -6,7 +6,7 @@ import importlib.metadata
 import importlib.util
 import re
 import shutil
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 from pydantic import ConfigDict, Field
@@ -85,7 +85,7 @@ def run(spec: PullSpec, job: JobContext) -> JsonObject:
         raise Invalid(
             f"{spec.source} is an adapter; pull its base, then add it: modelworks models add PATH --base NAME"
         )
-    facts: JsonObject = asdict(inspect_model(folder))
+    facts: JsonObject = inspect_model(folder)
     job.publish(
         Draft(kind=ArtifactKind.MODEL, name=name, folder=folder, facts=facts, recipe=recipe, replace=spec.replace)
     )

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -17,7 +16,7 @@ def test_a_model_is_described_by_its_headers(tmp_path: Path) -> None:
     assert what_is(folder) == "model"
     # embedding 259*16; a layer: q and o 16*16, k and v 8*16, three of 24*16, two norms of 16; a last norm of 16
     parameters = 259 * 16 + 2 * (2 * 256 + 2 * 128 + 3 * 384 + 32) + 16
-    assert asdict(inspect_model(folder)) == {
+    assert inspect_model(folder) == {
         "architecture": "LlamaForCausalLM",
         "dtype": "bfloat16",
         "parameters": parameters,
@@ -32,10 +31,10 @@ def test_an_adapter_is_described_by_its_headers(tmp_path: Path) -> None:
 
     assert what_is(folder) == "adapter"
     # two layers; q: 2*(16+16), v: 2*(16+8)
-    assert asdict(inspect_adapter(folder)) == {
+    assert inspect_adapter(folder) == {
         "rank": 2,
         "alpha": 3.0,
-        "target_modules": ("q_proj", "v_proj"),
+        "target_modules": ["q_proj", "v_proj"],
         "parameters": 2 * (64 + 48),
         "base_name": str(base),
     }
