@@ -153,19 +153,13 @@ def open_answerer(session: Session, models: Iterable[str]) -> Iterator[Answerer]
         models: who will be asked; an unknown name must not cost the seconds of a start.
     """
     settings = session.settings
-    together = 2 * settings.max_sequences
     own = running_server(settings)
     url = settings.server or (own.url if own else None)
     if url is not None and "engine" in session.flags:
         raise Unsupported(f"the server at {url} answers, with its own engine; leave --engine out, or stop the server")
-    with asyncio.Runner() as runner:
-        if url is None:
-            with _engine(session, runner, models) as embedded:
-                yield Answerer(runner, embedded, together)
-            return
-        key = settings.api_key.get_secret_value() if settings.api_key else None
-        with _remote(runner, url, key) as remote:
-            yield Answerer(runner, remote, together)
+    with asyncio.Runner() as runner, ExitStack() as stack:
+        source = _engine(session, models, runner, stack) if url is None else _remote(session, url, runner, stack)
+        yield Answerer(runner, source, 2 * settings.max_sequences)
 
 
 @contextmanager
@@ -179,14 +173,13 @@ def open_live(session: Session, name: str) -> Iterator[Answerer]:
                 answerer.source.unload(name)
 
 
-@contextmanager
-def _remote(runner: asyncio.Runner, url: str, key: str | None) -> Iterator[_Remote]:
+def _remote(session: Session, url: str, runner: asyncio.Runner, stack: ExitStack) -> _Remote:
+    key = session.settings.api_key.get_secret_value() if session.settings.api_key else None
     headers = {"Authorization": f"Bearer {key}"} if key else {}
     limits = httpx2.Limits(max_connections=None)
     http = httpx2.AsyncClient(base_url=url.rstrip("/"), headers=headers, limits=limits, trust_env=False)
-    with Client(url, key) as client, ExitStack() as stack:
-        stack.callback(lambda: runner.run(http.aclose()))
-        yield _Remote(client, http)
+    stack.callback(lambda: runner.run(http.aclose()))
+    return _Remote(stack.enter_context(Client(url, key)), http)
 
 
 @dataclass(frozen=True)
@@ -260,18 +253,16 @@ def _answer(text: str, reason: str | None, usage: Mapping[str, int] | None, call
     )  # fmt: skip
 
 
-@contextmanager
-def _engine(session: Session, runner: asyncio.Runner, models: Iterable[str]) -> Iterator[_Embedded]:
+def _engine(session: Session, models: Iterable[str], runner: asyncio.Runner, stack: ExitStack) -> _Embedded:
     app = session.app
     for model in models:
         if model not in app.services.entries:
             app.services.catalog.model(model)
         session.say(f"loading {model} ...")
-    with ExitStack() as stack:
-        running = AsyncExitStack()
-        gateway = runner.run(running.enter_async_context(app.engines()))
-        stack.callback(lambda: runner.run(running.aclose()))
-        yield _Embedded(runner, gateway.generate, app)
+    running = AsyncExitStack()
+    gateway = runner.run(running.enter_async_context(app.engines()))
+    stack.callback(lambda: runner.run(running.aclose()))
+    return _Embedded(runner, gateway.generate, app)
 
 
 @dataclass(frozen=True)

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Mapping
 
-from modelworks.app.services import Services
 from modelworks.app.wiring import open_app
 from modelworks.core.config import load_settings
 from modelworks.core.errors import ModelworksError
 from modelworks.server import run
 from modelworks.web.persona import Persona
 
-OnReady = Callable[[Services], Awaitable[int]]
 KEY = "any other than loopback needs an API key (MODELWORKS_API_KEY) or --insecure-no-auth"
 
 
@@ -26,7 +24,7 @@ def flag_parser(prog: str, description: str, port: int) -> argparse.ArgumentPars
     return parser
 
 
-def launch(ports: Mapping[int, Persona], flags: Mapping[str, object], on_ready: OnReady | None = None) -> int:
+def launch(ports: Mapping[int, Persona], flags: Mapping[str, object], on_ready: run.OnReady | None = None) -> int:
     """Serve on `ports`, the first of which is a must, until Ctrl-C; return the exit code. Blocks.
 
     Args:

@@ -11,6 +11,7 @@ import sys
 import threading
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import ExitStack
+from typing import TypeAlias
 
 import uvicorn
 from fastapi import FastAPI
@@ -27,6 +28,7 @@ from modelworks.server.personas import MISSED, open_ports, wished
 from modelworks.server.sockets import check_exposure, url_of
 from modelworks.web.persona import Persona
 
+OnReady: TypeAlias = Callable[[Services], Awaitable[int]]
 EXIT_FAILED = 1
 EXIT_USAGE = 2
 EXIT_CANNOT_BIND = 3
@@ -49,7 +51,7 @@ def serve(
     settings: Settings,
     say: Callable[[str], None] = _say,
     ports: Mapping[int, Persona] | None = None,
-    on_ready: Callable[[Services], Awaitable[int]] | None = None,
+    on_ready: OnReady | None = None,
 ) -> int:
     """Serve the workspace until SIGTERM or Ctrl-C, then close `app`; return the exit code. Blocks.
 
@@ -92,9 +94,7 @@ def serve(
 class Server(uvicorn.Server):
     """uvicorn, told when to say that it is ready and to end its streams first."""
 
-    def __init__(
-        self, asgi: FastAPI, ready: Callable[[], None], on_ready: Callable[[Services], Awaitable[int]] | None = None
-    ) -> None:
+    def __init__(self, asgi: FastAPI, ready: Callable[[], None], on_ready: OnReady | None = None) -> None:
         super().__init__(
             uvicorn.Config(
                 asgi,
@@ -121,7 +121,7 @@ class Server(uvicorn.Server):
         if self.on_ready is not None:
             self._after = asyncio.create_task(self._do_more(self.on_ready))
 
-    async def _do_more(self, on_ready: Callable[[Services], Awaitable[int]]) -> None:
+    async def _do_more(self, on_ready: OnReady) -> None:
         self.exit_code = await on_ready(self.asgi.state.services)
         self.should_exit = self.should_exit or self.exit_code != 0
 
@@ -136,11 +136,6 @@ class Server(uvicorn.Server):
         gateway = self.asgi.state.services.running_gateway
         if gateway is not None:
             await gateway.close()
-
-
-def _others(personas: Mapping[int, Persona]) -> str:
-    shown = {port: MISSED[persona] for port, persona in personas.items() if persona in MISSED}
-    return "".join(f"  port {port:<6} {what}\n" for port, what in shown.items())
 
 
 def _keep_signals_from_killing() -> None:
@@ -163,10 +158,12 @@ def _welcome(settings: Settings, url: str, personas: Mapping[int, Persona]) -> s
     door = "needs the API key" if settings.keys else "open to this machine"
     if settings.insecure_no_auth and not settings.keys:
         door = "OPEN TO EVERYBODY who can reach this address"
+    known = {port: MISSED[persona] for port, persona in personas.items() if persona in MISSED}
+    others = "".join(f"  port {port:<6} {what}\n" for port, what in known.items())
     return (
         f"Modelworks {modelworks.__version__} listens on {url} ({door})\n"
         f"  workspace   {settings.home}\n"
-        f"  OpenAI API  {url}/v1\n{_others(personas)}"
+        f"  OpenAI API  {url}/v1\n{others}"
         f"  next        modelworks models ls | modelworks jobs ls | modelworks chat MODEL\n"
         f"  end         Ctrl-C; running jobs go on and are taken up by the next server"
     )

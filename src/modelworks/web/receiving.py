@@ -61,17 +61,7 @@ async def receive_form(request: Request, inbox: Inbox) -> Form:
     if kind != b"multipart/form-data" or boundary is None:
         raise Invalid("send the file as multipart/form-data (curl -F file=@rows.jsonl), or with PUT as the whole body")
     form = Form(inbox)
-    parser = MultipartParser(
-        boundary,
-        {
-            "on_header_field": form.on_header_field,
-            "on_header_value": form.on_header_value,
-            "on_header_end": form.on_header_end,
-            "on_headers_finished": form.on_headers_finished,
-            "on_part_data": form.on_part_data,
-            "on_part_end": form.on_part_end,
-        },
-    )
+    parser = MultipartParser(boundary, {name: getattr(form, name) for name in vars(Form) if name.startswith("on_")})
     try:
         await _pour(request, inbox, parser.write)
         parser.finalize()
