@@ -94,9 +94,8 @@ def options(*added: Callable[..., Any]) -> Callable[..., Any]:
     return add
 
 
-def pass_session(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Give the session to a command as its first argument."""
-    return click.make_pass_decorator(Session)(command)
+# Gives the session to a command as its first argument.
+pass_session: Callable[[Callable[..., Any]], Callable[..., Any]] = click.make_pass_decorator(Session)
 
 
 def keep(context: click.Context, parameter: click.Parameter, value: Any) -> None:
@@ -125,24 +124,24 @@ def global_options() -> list[click.Parameter]:
     ]
 
 
-def _equip(command: click.Command) -> None:
-    known = {parameter.name for parameter in command.params}
-    command.params += [option for option in global_options() if option.name not in known]
-
-
 def _with_example(example: str | Sequence[str]) -> str:
     lines = [example] if isinstance(example, str) else list(example)
     return "\b\n" + "\n".join([f"Example{'s' if len(lines) > 1 else ''}:", *(f"  {line}" for line in lines)])
 
 
-class Command(click.Command):
-    """A command with the global options; options of several values take them one after another: `--models a b`."""
+class _Equipped(click.Command):
+    """With the global options, and an example at the end of its help."""
 
     def __init__(self, *args: Any, example: str | Sequence[str] = (), **kwargs: Any) -> None:
         if example:
             kwargs["epilog"] = _with_example(example)
         super().__init__(*args, **kwargs)
-        _equip(self)
+        known = {parameter.name for parameter in self.params}
+        self.params += [option for option in global_options() if option.name not in known]
+
+
+class Command(_Equipped):
+    """Options of several values take them one after another: `--models a b`."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         several = {
@@ -160,16 +159,10 @@ class Command(click.Command):
         return super().invoke(ctx)
 
 
-class Group(click.Group):
-    """A group with the global options, whose unknown commands are answered with the nearest known one."""
+class Group(_Equipped, click.Group):
+    """Unknown commands are answered with the nearest known one."""
 
     command_class = Command
-
-    def __init__(self, *args: Any, example: str | Sequence[str] = (), **kwargs: Any) -> None:
-        if example:
-            kwargs["epilog"] = _with_example(example)
-        super().__init__(*args, **kwargs)
-        _equip(self)
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]
