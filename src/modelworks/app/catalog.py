@@ -21,6 +21,8 @@ from modelworks.core.registry import nearest
 from modelworks.store import catalog, files
 from modelworks.store.database import Database
 from modelworks.train.rewards import BUILT_IN, FILE_PREFIX
+from modelworks.weights.layout import inspect_adapter, inspect_model, what_is
+from modelworks.weights.safety import check_folder
 
 if TYPE_CHECKING:
     from modelworks.data.importer import ImportReport
@@ -194,8 +196,6 @@ class Catalog:
 
         `base` is what an adapter was trained on, where its folder names a base that is not known here by that name.
         """
-        from modelworks.weights.safety import check_folder
-
         source = self.allowed(source)
         self.check_free("models", name, replace=replace)
         check_folder(source)
@@ -290,15 +290,11 @@ class Catalog:
 
     def _look_at(self, folder: Path) -> AnyArtifact:
         """A folder that was never registered, as the artifact it would be."""
-        from modelworks.weights.safety import check_folder
-
         check_folder(folder)
         kind, facts = self._inspect(folder)
         return _described(folder, list_files(folder), kind, str(folder), facts, {"source": str(folder)})
 
     def _inspect(self, folder: Path, base_name: str | None = None) -> tuple[type[Model | Adapter], JsonObject]:
-        from modelworks.weights.layout import inspect_adapter, inspect_model, what_is
-
         if what_is(folder) == "model":
             return Model, inspect_model(folder)
         facts = inspect_adapter(folder)

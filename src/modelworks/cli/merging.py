@@ -18,6 +18,7 @@ from modelworks.cli.options import Group, Session, options, pass_session
 from modelworks.cli.run import queueing_options, spec_file, submit, waiting_options
 from modelworks.cli.spec_flags import SpecCommand
 from modelworks.core.collecting import without_collecting
+from modelworks.core.errors import Cancelled
 
 if TYPE_CHECKING:
     from modelworks.app.folder_merging import FolderMerge
@@ -125,8 +126,6 @@ def _print_plan(session: Session, planned: FolderMerge) -> None:
 @contextmanager
 def _interruptible() -> Iterator[Callable[[], bool]]:
     """Let Ctrl-C end a merge between two pieces, so that it can clean up; a second one ends it at once."""
-    from modelworks.core.errors import Cancelled
-
     stop = threading.Event()
 
     def interrupted(_signal: int, _frame: object) -> None:

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from modelworks.cli import render
+from modelworks.core.errors import Unsupported
+from modelworks.core.registry import nearest
 
 if TYPE_CHECKING:
     from modelworks.app.services import Services
@@ -43,7 +45,6 @@ class Session:
     def app(self) -> App:
         """The workspace of this machine; closed when the command ends."""
         from modelworks.app.wiring import open_app
-        from modelworks.core.errors import Unsupported
 
         if "server" in self.flags:
             raise Unsupported(
@@ -167,8 +168,6 @@ class Group(_Equipped, click.Group):
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
-        from modelworks.core.registry import nearest
-
         if args and not args[0].startswith("-") and self.get_command(ctx, args[0]) is None:
             known = self.list_commands(ctx)
             raise click.UsageError(f"there is no command {args[0]!r}; {nearest(args[0], known)}", ctx)
