@@ -69,15 +69,25 @@ def preview(dataset_folder: Path, model_folder: Path | None, max_length: int | N
     """
     records = _spread(dataset_folder)
     if model_folder is None:
+        max_length, masked_rows = None, 0
         marked = [_mark_plainly(record) for record in records]
         lengths = [len(each.text) for each in marked]
         samples = tuple((*_parts(marked[index]), *_aside(records[index])) for index in _shown(lengths))
-        return _preview("characters", lengths, None, 0, samples)
-    reader = _Reader(model_folder, max_length)
-    measured = [reader.measure(record) for record in records]
-    lengths = [length for length, _ in measured]
-    samples = tuple(reader.show(records[index]) for index in _shown(lengths))
-    return _preview("tokens", lengths, max_length, sum(masked for _, masked in measured), samples)
+    else:
+        reader = _Reader(model_folder, max_length)
+        measured = [reader.measure(record) for record in records]
+        lengths, masked_rows = [length for length, _ in measured], sum(masked for _, masked in measured)
+        samples = tuple(reader.show(records[index]) for index in _shown(lengths))
+    lengths.sort()
+    # bucket k holds the lengths of k binary digits: [2^(k-1), 2^k)
+    digits = Counter(length.bit_length() for length in lengths)
+    buckets = tuple(Bucket(1 << (k - 1) if k else 0, 1 << k, digits[k]) for k in range(min(digits), max(digits) + 1))
+    p50, p95, p99 = (lengths[min(len(lengths) - 1, len(lengths) * share // 100)] for share in (50, 95, 99))
+    unit: Literal["tokens", "characters"] = "tokens" if model_folder else "characters"
+    truncated_rows = 0 if max_length is None else sum(length > max_length for length in lengths)
+    return Preview(
+        unit, len(lengths), buckets, p50, p95, p99, lengths[-1], max_length, truncated_rows, masked_rows, samples
+    )
 
 
 class _Reader:
@@ -123,24 +133,6 @@ def _spread(dataset_folder: Path) -> list[Record]:
 
 def _shown(lengths: list[int]) -> list[int]:
     return list(dict.fromkeys((0, len(lengths) // 2, lengths.index(max(lengths)))))
-
-
-def _preview(
-    unit: Literal["tokens", "characters"],
-    lengths: list[int],
-    max_length: int | None,
-    masked_rows: int,
-    samples: tuple[tuple[Part, ...], ...],
-) -> Preview:
-    lengths = sorted(lengths)
-    # bucket k holds the lengths of k binary digits: [2^(k-1), 2^k)
-    digits = Counter(length.bit_length() for length in lengths)
-    buckets = tuple(Bucket(1 << (k - 1) if k else 0, 1 << k, digits[k]) for k in range(min(digits), max(digits) + 1))
-    p50, p95, p99 = (lengths[min(len(lengths) - 1, len(lengths) * share // 100)] for share in (50, 95, 99))
-    truncated_rows = 0 if max_length is None else sum(length > max_length for length in lengths)
-    return Preview(
-        unit, len(lengths), buckets, p50, p95, p99, lengths[-1], max_length, truncated_rows, masked_rows, samples
-    )
 
 
 def _parts(sample: Marked, cut: int | None = None) -> tuple[Part, ...]:
