@@ -10,11 +10,11 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from sqlalchemy import Connection, Engine, create_engine, event, inspect, make_url, text
+from sqlalchemy import Connection, Engine, create_engine, event, insert, inspect, make_url, select, text
 from sqlalchemy.exc import OperationalError
 
 from modelworks.core.errors import Unavailable
-from modelworks.store.tables import HEAD, metadata
+from modelworks.store.tables import HEAD, metadata, versions
 
 # The first SQLite without the WAL-reset bug, which can corrupt a database that several connections write to.
 FIXED_SQLITE = (3, 51, 3)
@@ -87,23 +87,25 @@ def _begin_sqlite(connection: Connection) -> None:
 
 def _migrate(engine: Engine) -> None:
     with engine.connect() as connection:
-        if inspect(connection).has_table("alembic_version"):
-            found = connection.execute(text("SELECT version_num FROM alembic_version")).scalar()
-            if found == HEAD:
-                return
+        if inspect(connection).has_table(versions.name) and connection.execute(select(versions)).scalar() == HEAD:
+            return
+    with engine.execution_options(modelworks_write=True).begin() as connection:
+        if inspect(connection).has_table(versions.name):
+            _upgrade(connection)
+        else:
+            metadata.create_all(connection)
+            connection.execute(insert(versions).values(version_num=HEAD))
+
+
+def _upgrade(connection: Connection) -> None:
     # Only now: importing alembic costs more than everything else that opening does.
     from alembic import command
     from alembic.config import Config
 
     config = Config()
     config.set_main_option("script_location", str(Path(__file__).parent / "migrations").replace("%", "%%"))
-    with engine.execution_options(modelworks_write=True).begin() as connection:
-        config.attributes["connection"] = connection
-        if inspect(connection).has_table("alembic_version"):
-            command.upgrade(config, "head")
-        else:
-            metadata.create_all(connection)
-            command.stamp(config, "head")
+    config.attributes["connection"] = connection
+    command.upgrade(config, "head")
 
 
 @contextmanager

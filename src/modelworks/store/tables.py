@@ -40,6 +40,8 @@ class UtcTime(TypeDecorator[datetime]):
 
 
 metadata = MetaData()
+# Alembic's own: which revision the tables are of.
+versions = Table("alembic_version", metadata, Column("version_num", String(32), primary_key=True))
 
 jobs = Table(
     "jobs",
