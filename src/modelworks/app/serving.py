@@ -7,12 +7,11 @@ from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
 from modelworks.app.answers import DeploymentStatus
-from modelworks.app.live import live_merges
 from modelworks.app.services import Services
 from modelworks.core.nouns import Adapter, Model
 from modelworks.serve.deployment import ReplicaStatus
 
-Kind: TypeAlias = Literal["model", "adapter", "entry", "merge in memory"]
+Kind: TypeAlias = Literal["model", "adapter", "entry"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,7 +26,7 @@ class Standing:
 
 
 async def standings(app: Services) -> list[Standing]:
-    """Every entry, model and adapter; also models that are served from a folder without being registered."""
+    """Every entry, model and adapter; also what is served without being registered: a folder, a merge in memory."""
     artifacts = await asyncio.to_thread(app.servable)
     deployed = app.gateway.deployments()
     entries = {status.deployment.model_name: status for status in deployed if status.deployment.engine == "entry"}
@@ -39,11 +38,7 @@ async def standings(app: Services) -> list[Standing]:
         kind: Kind = "adapter" if isinstance(artifact, Adapter) else "model"
         found.append(_standing(artifact.name, kind, _status_of(artifact, models)))
     known = {artifact.id for artifact in artifacts}
-    live = {deployment.model for deployment in live_merges(app)}
-    return found + [
-        _standing(models[id_].deployment.model_name, "merge in memory" if id_ in live else "model", models[id_])
-        for id_ in models.keys() - known
-    ]
+    return found + [_standing(models[id_].deployment.model_name, "model", models[id_]) for id_ in models.keys() - known]
 
 
 def _status_of(artifact: Model | Adapter, models: dict[str, DeploymentStatus]) -> DeploymentStatus | None:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import get_args
+
 import pytest
 from pydantic import ValidationError
 
+from modelworks.app.serving import Kind, Standing
 from modelworks.surfaces.model_server import translate, wire
 
 CALL = {"messages": [{"role": "user", "content": "hello"}, {"role": "agent", "content": "hi"}], "unknown": 1}
@@ -41,3 +44,10 @@ def test_a_temperature_is_taken_as_it_is_and_0_7_where_there_is_none(given: floa
 def test_a_call_that_cannot_be_meant_is_refused(wrong: dict[str, object]) -> None:
     with pytest.raises(ValidationError):
         wire.CallIn.model_validate(CALL | wrong)
+
+
+@pytest.mark.parametrize("kind", get_args(Kind))
+def test_whatever_is_served_has_a_word_in_the_document(kind: Kind) -> None:
+    told = translate.to_info([Standing(name="org/name", kind=kind, state="ready")])
+
+    assert told.info["org/name"].kind == kind
