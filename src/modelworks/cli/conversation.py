@@ -119,11 +119,8 @@ class Orders:
         if key:
             if key not in PARAMS:
                 raise Invalid(f"there is no {key}; {nearest(key, PARAMS)}")
-            try:
-                value = yaml.safe_load(text)
-            except yaml.YAMLError:
-                value = text
-            params = {k: v for k, v in (self.conversation.params | {key: value}).items() if v is not None}
+            given = self.conversation.params | {key: value_of(text)}
+            params = {name: value for name, value in given.items() if value is not None}
             request_of({"model": "", "messages": [{"role": "user", "content": ""}], **params})
             self.conversation.params = params
         shown = (f"{name} {json.dumps(value)}" for name, value in self.conversation.params.items())
@@ -171,3 +168,11 @@ class Orders:
         with path.open("a", encoding="utf-8") as file:
             file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
         self.session.say(f"added to {path}; modelworks upload {path} --name NAME makes it a dataset")
+
+
+def value_of(text: str) -> Any:
+    """A value as YAML writes it; else the text itself."""
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError:
+        return text

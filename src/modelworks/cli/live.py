@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import click
 import yaml
 
+from modelworks.cli.conversation import value_of
 from modelworks.cli.options import Session
 from modelworks.core.errors import Invalid, ModelworksError
 from modelworks.core.ids import new_id
@@ -61,10 +62,7 @@ class LiveRecipe:
 
     def _set(self, rest: str) -> None:
         path, _, text = rest.partition(" ")
-        try:
-            value = yaml.safe_load(text)
-        except yaml.YAMLError:
-            value = text
+        value = value_of(text)
         if not path or value is None:
             raise Invalid("write what to change and its new value, e.g. /set params.scaling_coefficient 0.5")
         self.make(changed(self.body, path, value))

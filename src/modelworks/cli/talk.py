@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from modelworks.cli.exchange import Talk
 
 Obey: TypeAlias = Callable[[str], bool]
-_no_order: Obey = lambda _line: False  # noqa: E731  of the type of any other that a conversation may have
 
 
 @click.command(
@@ -64,7 +63,7 @@ def chat(
         if not prompt:
             raise Invalid("there is no prompt: write it behind the model's name, or send it on stdin")
     with ExitStack() as stack:
-        models, obey = [str(model)] if model else [], _no_order
+        models, obey = [str(model)] if model else [], None
         if recipe is not None:
             answerer, name, obey = _live(session, recipe, stack)
             models = [name]
@@ -97,13 +96,13 @@ def _live(session: Session, recipe: str, stack: ExitStack) -> tuple[Answerer, st
     return answerer, name, live.obey
 
 
-def _converse(talk: Talk, obey: Obey) -> None:
+def _converse(talk: Talk, obey: Obey | None) -> None:
     from modelworks.cli.conversation import ORDERS, Orders
     from modelworks.cli.line_editor import open_editor
 
     say = talk.session.say
     say(f"{' and '.join(talk.conversation.models)}: /help lists the orders, Ctrl-C stops an answer, Ctrl-D leaves")
-    if obey is not _no_order:
+    if obey is not None:
         from modelworks.cli.live import ORDERS as LIVE_ORDERS
 
         say(LIVE_ORDERS)
@@ -112,7 +111,7 @@ def _converse(talk: Talk, obey: Obey) -> None:
     while True:
         try:
             asked = read().strip()
-            if asked and not obey(asked) and not orders.obey(asked):
+            if asked and not (obey and obey(asked)) and not orders.obey(asked):
                 talk.ask(asked)
         except EOFError:
             return
