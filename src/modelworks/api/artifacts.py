@@ -8,7 +8,7 @@ from typing import Annotated
 from fastapi import APIRouter, Path, Query, Request, Response
 from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import FileResponse
-from pydantic import ConfigDict, Field
+from pydantic import Field
 
 from modelworks.app.answers import Preview
 from modelworks.app.archive import archive_of
@@ -16,7 +16,7 @@ from modelworks.app.catalog import LineageNode
 from modelworks.app.exporting import exported
 from modelworks.app.uploads import Imported, UploadSpec, import_upload, open_inbox
 from modelworks.core.nouns import Adapter, AnyArtifact, Dataset, Model
-from modelworks.core.spec import Spec
+from modelworks.core.spec import Spec, example
 from modelworks.web.dependencies import App
 from modelworks.web.receiving import FILE, FORM_SCHEMA, body_of, receive_file, receive_form
 from modelworks.web.sending import attached
@@ -52,7 +52,7 @@ WHOLE = {"parameters": PARAMETERS} | body_of({"application/octet-stream": ROWS})
 class AddModel(Spec):
     """Copy a checkpoint or adapter folder of the server's machine into the workspace."""
 
-    model_config = ConfigDict(json_schema_extra={"examples": [{"path": "/data/my-checkpoint", "name": "me/base"}]})
+    model_config = example(path="/data/my-checkpoint", name="me/base")
 
     path: str = Field(description="the folder; it must lie under an allowed path")
     name: str = Field(description="name to register it under")
@@ -62,7 +62,7 @@ class AddModel(Spec):
 class NewAlias(Spec):
     """A further name; one in use is moved."""
 
-    model_config = ConfigDict(json_schema_extra={"examples": [{"alias": "me/best"}]})
+    model_config = example(alias="me/best")
 
     alias: str = Field(description="NAME or ORG/NAME")
 

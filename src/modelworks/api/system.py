@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Body, Query
-from pydantic import BeforeValidator, ConfigDict, Field
+from pydantic import BeforeValidator, Field
 
 import modelworks
 from modelworks.api.jobs import Documented
@@ -17,7 +17,7 @@ from modelworks.app.kinds import KINDS
 from modelworks.app.live import LiveMerge, merge_live
 from modelworks.app.plugins import PluginInfo, list_plugins
 from modelworks.core.clock import seconds_of
-from modelworks.core.spec import Spec
+from modelworks.core.spec import Spec, example
 from modelworks.web.dependencies import App
 
 router = APIRouter(prefix="/modelworks", tags=["system"])
@@ -34,7 +34,7 @@ class Health:
 class Wish(Spec):
     """A model or adapter to serve, or no longer."""
 
-    model_config = ConfigDict(json_schema_extra={"examples": [{"model": "me/first"}]})
+    model_config = example(model="me/first")
 
     model: str = Field(description="its name, alias or id")
 
@@ -42,7 +42,7 @@ class Wish(Spec):
 class Load(Wish):
     """A model, adapter or entry to serve, by at least so many replicas; those that are missing go to `device`."""
 
-    model_config = ConfigDict(json_schema_extra={"examples": [{"model": "me/first", "replicas": 2, "device": "auto"}]})
+    model_config = example(model="me/first", replicas=2, device="auto")
 
     replicas: int = Field(1, ge=1, le=64, description="engines that share its requests")
     device: str | None = Field(None, description="cpu, cuda, cuda:N or auto, which is the freest GPU or else the CPU")

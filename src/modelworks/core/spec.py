@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from types import NoneType, UnionType
 from typing import TYPE_CHECKING, TypeVar, Union, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, JsonValue, ValidationError
 
 from modelworks.core.errors import Invalid, Problem
 from modelworks.core.registry import nearest
@@ -17,6 +17,11 @@ if TYPE_CHECKING:
 
 class Spec(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+
+def example(**body: JsonValue) -> ConfigDict:
+    """A `model_config` that shows a body in the schema."""
+    return ConfigDict(json_schema_extra={"examples": [body]})
 
 
 S = TypeVar("S", bound=BaseModel)

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import ConfigDict, Field
+from pydantic import Field
 
-from modelworks.core.spec import Spec
+from modelworks.core.spec import Spec, example
 
 
 class EvaluateSpec(Spec):
     """Measure models on the held-out rows of datasets."""
 
-    model_config = ConfigDict(
-        json_schema_extra={"examples": [{"models": ["smollm2-135m", "me/first"], "datasets": ["mine"], "limit": 50}]}
-    )
+    model_config = example(models=["smollm2-135m", "me/first"], datasets=["mine"], limit=50)
 
     models: tuple[str, ...] = Field(min_length=1, description="models or adapters to compare")
     datasets: tuple[str, ...] = Field(min_length=1, description="datasets whose held-out rows are used")

@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 from typing import Any, Literal, TypeAlias
 
-from pydantic import ConfigDict, Field, field_serializer, field_validator
+from pydantic import Field, field_serializer, field_validator
 
 from modelworks.core.nouns import JsonObject, JsonValue
-from modelworks.core.spec import Spec
+from modelworks.core.spec import Spec, example
 from modelworks.evaluate.spec import EvaluateSpec
 from modelworks.merge.spec import MergeSpec
 
@@ -19,20 +19,10 @@ Values: TypeAlias = tuple[JsonValue, ...]
 class SearchSpec(Spec):
     """Find the weights and densities with which a merge does best on held-out rows; publish that merge."""
 
-    model_config = ConfigDict(
-        json_schema_extra={
-            "examples": [
-                {
-                    "recipe": {"base": "smollm2-135m", "models": ["me/first", "me/second"]},
-                    "datasets": ["mine"],
-                    "metrics": ["perplexity"],
-                    "trials": 20,
-                    "space": {"weights": [0, 1.5]},
-                    "name": "me/best",
-                }
-            ]
-        }
-    )
+    model_config = example(
+        recipe={"base": "smollm2-135m", "models": ["me/first", "me/second"]}, datasets=["mine"], metrics=["perplexity"],
+        trials=20, space={"weights": [0, 1.5]}, name="me/best",
+    )  # fmt: skip
 
     recipe: MergeSpec = Field(description="the merge to begin with: it is tried as it stands, before any other")
     datasets: tuple[str, ...] = Field(min_length=1, description="datasets whose held-out rows are used")

@@ -9,10 +9,11 @@ from itertools import product
 from math import prod
 from typing import Any, TypeAlias
 
-from pydantic import ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from modelworks.core.nouns import JsonObject
+from modelworks.core.spec import example
 from modelworks.train.aliases import in_our_words
 from modelworks.train.spec import TrainSpec
 
@@ -28,17 +29,8 @@ Point: TypeAlias = Mapping[str, Any]
 class SweepSpec(TrainSpec):
     """Train once for each combination of the values under `sweep`; the sweep's name then means the best result."""
 
-    model_config = ConfigDict(
-        json_schema_extra={
-            "examples": [
-                {
-                    "model": "smollm2-135m",
-                    "dataset": "mine",
-                    "name": "me/best",
-                    "sweep": {"learning_rate": [1e-4, 2e-4], "lora_r": [8, 16]},
-                }
-            ]
-        }
+    model_config = example(
+        model="smollm2-135m", dataset="mine", name="me/best", sweep={"learning_rate": [1e-4, 2e-4], "lora_r": [8, 16]}
     )
 
     sweep: dict[str, tuple[Any, ...]] = Field(

@@ -7,12 +7,12 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Literal
 
-from pydantic import ConfigDict, Field
+from pydantic import Field
 
 from modelworks.core.context import JobContext
 from modelworks.core.errors import Invalid, Problem
 from modelworks.core.nouns import Adapter, AnyArtifact, ArtifactKind, Draft, JsonObject, Model, Parent
-from modelworks.core.spec import Spec
+from modelworks.core.spec import Spec, example
 from modelworks.weights.folding import check_foldable, fold
 from modelworks.weights.gguf_export import GgufDtype, check_gguf, gguf_bytes, write_gguf
 
@@ -23,7 +23,7 @@ Progress = Callable[[int, int], None]
 class ExportSpec(Spec):
     """Write a model, or an adapter folded into its base, as one file for other programs: GGUF for llama.cpp."""
 
-    model_config = ConfigDict(json_schema_extra={"examples": [{"model": "me/first", "dtype": "q8_0"}]})
+    model_config = example(model="me/first", dtype="q8_0")
 
     model: str = Field(description="a model or an adapter: a name, alias or path")
     to: Literal["gguf"] = Field("gguf", description="gguf: for llama.cpp and what is made with it")

@@ -9,7 +9,7 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from pydantic import ConfigDict, Field
+from pydantic import Field
 
 from modelworks.core.context import JobContext
 from modelworks.core.errors import Invalid, NotFound, Unavailable
@@ -17,7 +17,7 @@ from modelworks.core.hashing import hash_file
 from modelworks.core.ids import NAME_PATTERN, check_name
 from modelworks.core.nouns import ArtifactKind, Draft, JsonObject
 from modelworks.core.registry import nearest
-from modelworks.core.spec import Spec
+from modelworks.core.spec import Spec, example
 from modelworks.weights.layout import inspect_model, what_is
 from modelworks.weights.safety import check_folder
 
@@ -31,7 +31,7 @@ _HUB_SOURCE = re.compile(rf"({NAME_PATTERN}/{NAME_PATTERN})(?:@([A-Za-z0-9][A-Za
 class PullSpec(Spec):
     """Bring a model in: from an installed package or from the Hugging Face hub."""
 
-    model_config = ConfigDict(json_schema_extra={"examples": [{"source": "smollm2-135m"}]})
+    model_config = example(source="smollm2-135m")
 
     source: str = Field(description="smollm2-135m, or ORG/NAME or ORG/NAME@REVISION on the Hugging Face hub")
     name: str | None = Field(None, description="name to publish it under; default: the source's own")

@@ -6,16 +6,13 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from modelworks.core.spec import example
+
 
 class GenerateIn(BaseModel):
-    model_config = ConfigDict(
-        json_schema_extra={
-            "examples": [
-                {"prompt": "Explain what machine learning is", "max_new_tokens": 100, "temperature": 0.7,
-                 "do_sample": True},
-            ]
-        }
-    )  # fmt: skip
+    model_config = example(
+        prompt="Explain what machine learning is", max_new_tokens=100, temperature=0.7, do_sample=True
+    )
 
     prompt: str = Field(
         min_length=1, description="translated: becomes the instruction of an alpaca prompt; refused where empty"
