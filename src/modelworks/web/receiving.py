@@ -24,10 +24,10 @@ FIELD_BYTES = 64 << 10
 FIELDS = 32
 # A form that `receive_form` takes.
 FILE = {"type": "string", "format": "binary"}
-FORM_SCHEMA = {"type": "object", "required": ["file"], "properties": {"file": FILE}}
+FORM_SCHEMA: dict[str, Any] = {"type": "object", "required": ["file"], "properties": {"file": FILE}}
 
 
-def body_of(content: JsonObject) -> dict[str, Any]:
+def body_of(content: dict[str, Any]) -> dict[str, Any]:
     """The body of a route that reads it itself, for its description: by content type, what there is to send."""
     return {"requestBody": {"required": True, "content": content}}
 
@@ -61,7 +61,8 @@ async def receive_form(request: Request, inbox: Inbox) -> Form:
     if kind != b"multipart/form-data" or boundary is None:
         raise Invalid("send the file as multipart/form-data (curl -F file=@rows.jsonl), or with PUT as the whole body")
     form = Form(inbox)
-    parser = MultipartParser(boundary, {name: getattr(form, name) for name in vars(Form) if name.startswith("on_")})
+    callbacks: Any = {name: getattr(form, name) for name in vars(Form) if name.startswith("on_")}
+    parser = MultipartParser(boundary, callbacks)
     try:
         await _pour(request, inbox, parser.write)
         parser.finalize()

@@ -72,7 +72,7 @@ def inspect_adapter(folder: Path) -> dict[str, Any]:
     return {
         "rank": _count(config, "r", folder),
         "alpha": float(alpha),
-        "target_modules": sorted(targets) if isinstance(targets, list) else [str(targets)],
+        "target_modules": tuple(sorted(targets)) if isinstance(targets, list) else (str(targets),),
         "parameters": parameters,
         "base_name": str(config.get("base_model_name_or_path") or ""),
     }

@@ -34,7 +34,7 @@ def test_an_adapter_is_described_by_its_headers(tmp_path: Path) -> None:
     assert inspect_adapter(folder) == {
         "rank": 2,
         "alpha": 3.0,
-        "target_modules": ["q_proj", "v_proj"],
+        "target_modules": ("q_proj", "v_proj"),
         "parameters": 2 * (64 + 48),
         "base_name": str(base),
     }
