@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, TypeAlias
 
 import torch
 import torch.nn.functional as F
@@ -55,6 +55,10 @@ class Linear:
         return self.weight.to_dense() if self.packed else self.weight
 
 
+# From a weight (out, in) and its bias.
+Keep: TypeAlias = Callable[[Tensor, Tensor | None], Linear]
+
+
 @dataclass(frozen=True, slots=True)
 class Layer:
     attention_norm: Tensor
@@ -71,6 +75,8 @@ class Weights:
     layers: tuple[Layer, ...]
     norm: Tensor
     head: Linear
+    # how every matrix is kept
+    kept: Keep
 
 
 class Source(Protocol):
@@ -82,16 +88,16 @@ class Source(Protocol):
         """A tensor that is asked for once; raises Invalid if it is missing or has another shape."""
 
 
-def load_weights(source: Source, shape: Shape) -> Weights:
+def load_weights(source: Source, shape: Shape, kept: Keep = Linear) -> Weights:
     """Take a checkpoint; a tensor at a time, so the peak is little above the result.
 
     Raises:
         Invalid: naming the tensor that is missing or has another shape than config.json says.
     """
     embedding = source.take("model.embed_tokens.weight", (shape.vocab, shape.hidden))
-    layers = tuple(_load_layer(source, shape, index) for index in range(shape.layers))
+    layers = tuple(_load_layer(source, shape, index, kept) for index in range(shape.layers))
     head = embedding if shape.tied else source.take("lm_head.weight", (shape.vocab, shape.hidden))
-    return Weights(embedding, layers, _norm(source, "model.norm.weight", shape), Linear(head))
+    return Weights(embedding, layers, _norm(source, "model.norm.weight", shape), kept(head, None), kept)
 
 
 def _norm(source: Source, name: str, shape: Shape) -> Tensor:
@@ -113,7 +119,7 @@ def sizes(shape: Shape) -> dict[str, tuple[int, int]]:
     }
 
 
-def _load_layer(source: Source, shape: Shape, index: int) -> Layer:
+def _load_layer(source: Source, shape: Shape, index: int, kept: Keep) -> Layer:
     prefix, size = f"model.layers.{index}.", sizes(shape)
 
     def linear(names: tuple[str, ...]) -> Linear:
@@ -121,12 +127,12 @@ def _load_layer(source: Source, shape: Shape, index: int) -> Layer:
         weight = torch.cat(weights) if len(weights) > 1 else weights[0]
         biased = [f"{prefix}{name}.bias" in source for name in names]
         if not any(biased):
-            return Linear(weight)
+            return kept(weight, None)
         parts = [
             source.take(f"{prefix}{name}.bias", size[name][:1]) if has else weight.new_zeros(size[name][0])
             for name, has in zip(names, biased, strict=True)
         ]
-        return Linear(weight, torch.cat(parts))
+        return kept(weight, torch.cat(parts))
 
     def head_norm(name: str) -> Tensor | None:
         full = f"{prefix}self_attn.{name}.weight"

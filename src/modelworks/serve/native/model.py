@@ -16,11 +16,12 @@ from modelworks.core.generation import GenerateRequest
 from modelworks.data.render import ChatTemplate, load_tokenizer
 from modelworks.serve.engine import EngineSpec
 from modelworks.serve.native.any_model import AnyCache, AnyRunner, NoAdapters, open_model
-from modelworks.serve.native.checkpoint import FolderSource, load_weights
+from modelworks.serve.native.checkpoint import FolderSource, Keep, Linear, load_weights
 from modelworks.serve.native.config import NotNative, read_shape
 from modelworks.serve.native.guide import Guides
 from modelworks.serve.native.kv_cache import KvCache
 from modelworks.serve.native.lora import Adapters
+from modelworks.serve.native.narrow import Int8Linear, keep_exact
 from modelworks.serve.native.prepare import prepare
 from modelworks.serve.native.runner import Runner, cache_shape
 from modelworks.serve.native.sequence import Sequence
@@ -66,9 +67,11 @@ def load(spec: EngineSpec) -> LoadedModel:
     try:
         runner, adapters, max_context, ends = _load_native(spec, folder, dtype, device)
     except NotNative as error:
+        if spec.quantization != "none":
+            raise Unsupported(f"{error}; others have no {spec.quantization} weights here") from None
         logger.warning("%s; transformers computes it, one answer after the other", error)
         runner, adapters, max_context, ends = _load_any(spec, folder, dtype, device)
-    name = str(dtype).removeprefix("torch.")
+    name = str(dtype).removeprefix("torch.") if spec.quantization == "none" else spec.quantization
     token = None if template.eos_token is None else tokenizer.token_to_id(template.eos_token)
     ends |= {token} if token is not None else frozenset()
     guides = Guides(tokenizer, ends)
@@ -80,7 +83,7 @@ _Parts: TypeAlias = tuple[Runner | AnyRunner, Adapters | NoAdapters, int, frozen
 
 def _load_native(spec: EngineSpec, folder: Path, dtype: torch.dtype, device: torch.device) -> _Parts:
     shape = read_shape(folder)
-    weights = load_weights(FolderSource(folder, dtype, device), shape)
+    weights = load_weights(FolderSource(folder, dtype, device), shape, _kept(spec, dtype, device))
     adapters = Adapters(shape, weights)
     max_context = min(spec.max_context or shape.max_context, shape.max_context)
     cache = KvCache(
@@ -92,6 +95,17 @@ def _load_native(spec: EngineSpec, folder: Path, dtype: torch.dtype, device: tor
         budget_bytes=_budget(spec, device),
     )
     return Runner(shape, weights, adapters, cache, max_context), adapters, max_context, shape.ends
+
+
+def _kept(spec: EngineSpec, dtype: torch.dtype, device: torch.device) -> Keep:
+    if spec.quantization not in {"none", "int8"}:
+        raise Invalid(f"{spec.quantization!r} is not a quantization; use none or int8")
+    if spec.quantization == "int8" and device.type != "cpu":
+        raise Unsupported(f"int8 weights are computed with on a CPU, not on {device}; leave quantization out there")
+    if spec.quantization == "int8":
+        return Int8Linear
+    chosen = spec.dtype is None and device.type == "cpu" and dtype == torch.float32
+    return keep_exact if chosen else Linear
 
 
 def _load_any(spec: EngineSpec, folder: Path, dtype: torch.dtype, device: torch.device) -> _Parts:

@@ -52,7 +52,7 @@ class Runner:
         Raises:
             Invalid: one is missing or has another shape; the weights stay as they were.
         """
-        self._weights = load_weights(MemorySource(tensors), self._shape)
+        self._weights = load_weights(MemorySource(tensors), self._shape, self._weights.kept)
         self._adapters.rebase(self._weights)
 
     @torch.inference_mode()
