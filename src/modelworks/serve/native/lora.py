@@ -1,4 +1,4 @@
-"""Several LoRA adapters of one base in one batch: all stacked in two thin products, each row seeing only its own.
+"""Several LoRA adapters of one base in one batch: each adapter's rows side by side, in two products for all of them.
 
 Hu et al. 2021, arXiv:2106.09685; the scale is alpha/r, or alpha/sqrt(r) for rsLoRA (arXiv:2312.03732). DoRA (Liu et al.
 2024, arXiv:2402.09353, eq. 5) then gives each row of the changed weight a length of its own.
@@ -53,14 +53,27 @@ class Adapter:
 
 @dataclass(frozen=True, slots=True)
 class _Stack:
-    """All adapters' updates of one fused product: down (in, width), up (width, out) in every layer.
+    """All adapters' updates of one fused product in every layer: down (adapters, in, width), up (adapters, width, out).
 
-    `owner` (width,) says which adapter a column belongs to.
+    The width is the widest one's; what others have less of is zeros.
     """
 
     down: tuple[Tensor, ...]
     up: tuple[Tensor, ...]
-    owner: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class _Choice:
+    """Which adapter changes which of T rows: adapters `first` to `end`, with the same number of places each.
+
+    Without `rows` the one adapter changes all of them.
+    """
+
+    first: int
+    end: int
+    rows: Tensor | None  # (adapters * places,) the row in each place, any where none is
+    taken: Tensor  # (adapters, places, 1) 1 where a row is, else 0
+    place: Tensor  # (T,) each row's place; an empty one for a row of the bare base
 
 
 class Adapters:
@@ -71,7 +84,7 @@ class Adapters:
         self._dtype, self._device = weights.embedding.dtype, weights.embedding.device
         self._resident: dict[str, Adapter] = {}
         self._stacks: dict[str, _Stack] = {}
-        self._masks: dict[str, Tensor] = {}
+        self._choice: _Choice | None = None
         # Of DoRA adapters alone: by name, product and layer, what each output is multiplied by, less 1.
         self._gains: dict[str, dict[str, list[Tensor]]] = {}
         self._stretched: list[tuple[str, Tensor]] = []
@@ -100,26 +113,31 @@ class Adapters:
 
     def select(self, rows: Sequence[str | None]) -> None:
         """Say which adapter each row of the coming products uses; None is the bare base."""
-        self._masks, self._stretched = {}, []
+        self._choice, self._stretched = None, []
         if any(row is not None for row in rows):
             number = {name: index for index, name in enumerate(self._resident)}
-            chosen = torch.tensor([-1 if row is None else number[row] for row in rows], device=self._device)
-            self._masks = {
-                kind: (chosen[:, None] == stack.owner).to(self._dtype) for kind, stack in self._stacks.items()
-            }
-            own = {name: (chosen == number[name]).nonzero().flatten() for name in self._gains if name in rows}
-            self._stretched = list(own.items())
+            self._choice = self._choose([None if row is None else number[row] for row in rows])
+            self._stretched = [
+                (name, self._tensor([index for index, row in enumerate(rows) if row == name]))
+                for name in self._gains
+                if name in rows
+            ]
 
     def add_to(self, product: Tensor, x: Tensor, layer: int, kind: str, plus: Tensor | None = None) -> Tensor:
         """Add the selected adapters' updates to `product` (rows, out), which came from `x` (rows, in); in place.
 
         `plus` (rows, out) is in the product already, and no adapter's to change.
         """
-        mask = self._masks.get(kind)
-        if mask is None:
+        choice, stack = self._choice, self._stacks.get(kind)
+        if choice is None or stack is None:
             return product
-        stack = self._stacks[kind]
-        product.addmm_((x @ stack.down[layer]).mul_(mask), stack.up[layer])
+        down, up = stack.down[layer][choice.first : choice.end], stack.up[layer][choice.first : choice.end]
+        if choice.rows is None:
+            product.addmm_(x @ down[0], up[0])
+        else:
+            placed = x.index_select(0, choice.rows).view(len(down), -1, x.shape[1])
+            updates = torch.bmm(torch.bmm(placed, down).mul_(choice.taken), up)
+            product.add_(updates.flatten(0, 1).index_select(0, choice.place))
         for name, rows in self._stretched:
             if gains := self._gains[name].get(kind):
                 # what came from the weights: all but `plus` and the bias
@@ -152,47 +170,61 @@ class Adapters:
                 gains.append(lengths / torch.addmm(weight, up, down).norm(dim=1) - 1)
         return torch.cat(gains).to(self._dtype)
 
+    def _choose(self, numbers: Sequence[int | None]) -> _Choice:
+        members: dict[int, list[int]] = {}
+        for row, number in enumerate(numbers):
+            if number is not None:
+                members.setdefault(number, []).append(row)
+        first, end = min(members), max(members) + 1
+        places = max(map(len, members.values()))
+        if places == len(numbers):
+            return _Choice(first, end, None, torch.empty(0), torch.empty(0))
+        if None in numbers and all(len(members.get(each, ())) == places for each in range(first, end)):
+            places += 1
+        rows, taken = [0] * places * (end - first), [0.0] * places * (end - first)
+        place = [0] * len(numbers)
+        for number, mine in members.items():
+            for at, row in enumerate(mine, (number - first) * places):
+                rows[at], taken[at], place[row] = row, 1.0, at
+        if None in numbers:
+            empty = taken.index(0.0)
+            place = [empty if number is None else at for at, number in zip(place, numbers, strict=True)]
+        filled = torch.tensor(taken, dtype=self._dtype, device=self._device).view(end - first, places, 1)
+        return _Choice(first, end, self._tensor(rows), filled, self._tensor(place))
+
+    def _tensor(self, numbers: Sequence[int]) -> Tensor:
+        return torch.tensor(numbers, device=self._device)
+
     def _restack(self) -> None:
-        self._stacks = {}
-        for kind, names in FUSED.items():
-            columns = self._columns(names)
-            if columns:
-                self._stacks[kind] = self._stack(names, columns)
+        stacks = {kind: self._stack(names) for kind, names in FUSED.items()}
+        self._stacks = {kind: stack for kind, stack in stacks.items() if stack is not None}
 
-    def _columns(self, names: tuple[str, ...]) -> list[tuple[int, str, int]]:
-        """(adapter number, projection, columns): as wide as the widest layer's rank."""
-        found = []
-        for number, adapter in enumerate(self._resident.values()):
-            for name in names:
-                ranks = [pair.down.shape[0] for (_, other), pair in adapter.pairs.items() if other == name]
-                if ranks:
-                    found.append((number, name, max(ranks)))
-        return found
-
-    def _stack(self, names: tuple[str, ...], columns: list[tuple[int, str, int]]) -> _Stack:
+    def _stack(self, names: tuple[str, ...]) -> _Stack | None:
+        adapters, layers = list(self._resident.values()), range(self._shape.layers)
+        found = {
+            (layer, number): [(name, adapter.pairs[layer, name]) for name in names if (layer, name) in adapter.pairs]
+            for layer in layers
+            for number, adapter in enumerate(adapters)
+        }
+        width = max((sum(len(pair.down) for _, pair in pairs) for pairs in found.values()), default=0)
+        if width == 0:
+            return None
         size = sizes(self._shape)
-        width, inner, outer = (
-            sum(rank for _, _, rank in columns),
-            size[names[0]][1],
-            sum(size[name][0] for name in names),
-        )
         first = {name: sum(size[earlier][0] for earlier in names[:index]) for index, name in enumerate(names)}
+        inner, outer = size[names[0]][1], sum(size[name][0] for name in names)
         downs, ups = [], []
-        adapters = list(self._resident.values())
-        for layer in range(self._shape.layers):
-            down, up = torch.zeros(inner, width), torch.zeros(width, outer)
-            column = 0
-            for number, name, room in columns:
-                pair = adapters[number].pairs.get((layer, name))
-                if pair is not None:
-                    end = column + pair.down.shape[0]
-                    down[:, column:end] = pair.down.T
-                    up[column:end, first[name] : first[name] + size[name][0]] = pair.up.T
-                column += room
+        for layer in layers:
+            down, up = torch.zeros(len(adapters), inner, width), torch.zeros(len(adapters), width, outer)
+            for number in range(len(adapters)):
+                column = 0
+                for name, pair in found[layer, number]:
+                    end = column + len(pair.down)
+                    down[number, :, column:end] = pair.down.T
+                    up[number, column:end, first[name] : first[name] + size[name][0]] = pair.up.T
+                    column = end
             downs.append(down.to(self._device, self._dtype))
             ups.append(up.to(self._device, self._dtype))
-        owner = torch.tensor([number for number, _, room in columns for _ in range(room)], device=self._device)
-        return _Stack(tuple(downs), tuple(ups), owner)
+        return _Stack(tuple(downs), tuple(ups))
 
 
 def read_adapter(folder: Path, shape: Shape) -> Adapter:
