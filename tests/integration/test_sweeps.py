@@ -75,7 +75,9 @@ def table(job: Job) -> list[tuple[object, ...]]:
 
 
 def test_a_sweep_ends_with_a_table_a_picture_and_its_name_on_the_best(app: App) -> None:
-    sweep = app.services.submit("train", SPEC | {"sweep": {"lr": "0.03,0.02", "lora_r": [8, 13]}})
+    sweep = app.services.submit(
+        "train", SPEC | {"sweep": {"lr": "0.03,0.02", "lora_r": [8, 13]}, "sweep_metric": "acuracy"}
+    )
 
     ended = work_to_the_end(app, sweep)
 
@@ -91,6 +93,7 @@ def test_a_sweep_ends_with_a_table_a_picture_and_its_name_on_the_best(app: App) 
     assert {key: ended.result[key] for key in ("best", "metric", "better")} == {
         "best": "me/best-3", "metric": "loss", "better": "lower",
     }  # fmt: skip
+    assert ended.result["note"] == "no training measured acuracy; measured were accuracy, loss, train_loss"
     assert str(ended.result["picture"]).count("<polyline") == 4
     assert app.services.catalog.model("me/best").name == "me/best-3"
     told = [dict(event.body) for event in app.services.events(sweep.id)]
