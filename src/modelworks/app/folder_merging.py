@@ -19,8 +19,10 @@ from modelworks.core.nouns import JsonObject
 from modelworks.core.spec import parse_spec
 from modelworks.merge.engine import Pace
 from modelworks.merge.estimate import Estimate, estimate
+from modelworks.merge.fit import device_of
 from modelworks.merge.folder import JOURNAL, end_journal, merge_into
 from modelworks.merge.mergekit import is_mergekit, translate
+from modelworks.merge.pieces import needs_torch
 from modelworks.merge.plan import Plan, make_plan
 from modelworks.merge.room import check_memory
 from modelworks.merge.run import parents_of
@@ -79,10 +81,10 @@ def merge_folders(
     out = out.expanduser().absolute()
     partial = out.with_name(f"{out.name}.partial")
     _check_place(out, partial, merge, overwrite=overwrite)
-    _import_torch(whole=merge.plan.method.prepare_model is not None)
-    from modelworks.weights.loading import choose_device
-
-    pace = Pace(choose_device(merge.spec.device), workers=workers, report=merge.spec.report)
+    device = device_of(merge.spec.device)
+    if needs_torch(merge.plan, device):
+        _import_torch(whole=merge.plan.method.prepare_model is not None)
+    pace = Pace(device, workers=workers, report=merge.spec.report)
     recipe: JsonObject = {"kind": "merge", "spec": merge.spec.model_dump(mode="json", exclude_defaults=True)}
     watch = _Watch(progress, stopped)
     try:

@@ -5,9 +5,8 @@ from __future__ import annotations
 import pkgutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
-from modelworks.app.catalog import Shelf
 from modelworks.core.context import JobContext
 from modelworks.core.errors import Unsupported
 from modelworks.core.nouns import AnyArtifact, JsonObject
@@ -20,6 +19,9 @@ from modelworks.search.sweep import Child, SweepSpec, children
 from modelworks.train.rewards import files_named
 from modelworks.train.spec import TrainSpec
 from modelworks.weights import export, pull
+
+if TYPE_CHECKING:
+    from modelworks.app.catalog import Shelf  # noqa: TC004  a dataclass does not evaluate it, and it brings SQL along
 
 S = TypeVar("S", bound=Spec)
 Inputs = Mapping[str, AnyArtifact]

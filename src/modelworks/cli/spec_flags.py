@@ -31,9 +31,9 @@ class SpecCommand(Command):
 
     def get_params(self, ctx: click.Context) -> list[click.Parameter]:
         if not self._complete:
-            from modelworks.app.kinds import kind_named
+            from modelworks.app.specs import spec_of
 
-            fields = kind_named(self.kind).spec.model_fields
+            fields = spec_of(self.kind).model_fields
             made = [option_of(name, field) for name, field in fields.items() if name != self.positional]
             self.params = [*made, *self.params]
             self._complete = True
@@ -41,9 +41,9 @@ class SpecCommand(Command):
 
     def invoke(self, ctx: click.Context) -> Any:
         """Hand the command its body: the file's keys, and over them those given as options."""
-        from modelworks.app.kinds import kind_named
+        from modelworks.app.specs import spec_of
 
-        spec = kind_named(self.kind).spec
+        spec = spec_of(self.kind)
         fields, file = spec.model_fields, ctx.params.pop("spec_file", None)
         body = {} if file is None else read_spec_file(file)
         with suppress(ValueError):  # two names of one field, which the spec will refuse

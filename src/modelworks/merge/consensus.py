@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from pydantic import Field, FiniteFloat
 
-from modelworks.merge.method import PER_MODEL, Params
+from modelworks.merge.arrays import Array, floats, is_numpy, library
+from modelworks.merge.method import PER_MODEL, Method, Params
+from modelworks.merge.selection import keep_largest, keep_middle
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from modelworks.merge.method import Combine, Piece, TensorLook
     from modelworks.merge.selection import Keep
+
+# Models that can be counted in a byte.
+_MOST_COUNTED = 256
+_LEAST = 1e-7
 
 
 class ThinningParams(Params):
@@ -38,19 +42,56 @@ class OutlierParams(ThinningParams):
     )
 
 
+P = TypeVar("P", bound=ThinningParams)
+
+
+def thinning(
+    name: str,
+    params_type: type[P],
+    thin: Callable[[TensorLook, P, Sequence[P]], Keep],
+    *,
+    elects: bool,
+    in_numpy: bool = True,
+    **facts: Any,
+) -> Method[P]:
+    """A method that joins what `thin` keeps of each model's changes.
+
+    Args:
+        in_numpy: whether `thin` takes numpy's arrays as well.
+        facts: what else there is to say of a Method.
+    """
+
+    def prepare(look: TensorLook, params: P, each: Sequence[P]) -> Combine:
+        return join(thin(look, params, each), params, each, elects=elects)
+
+    def takes_numpy(params: P, _each: Sequence[P]) -> bool:
+        return in_numpy and (elects or not params.normalize)
+
+    return Method(name, params_type, prepare=prepare, space="delta", in_numpy=takes_numpy, **facts)
+
+
+def largest(look: TensorLook, params: ThinningParams, each: Sequence[ThinningParams]) -> Keep:
+    """Of each tensor int(density * size) changes, the largest, at least one; of equal ones the first."""
+    keep = keep_largest(look, [its.density for its in each])
+    return restore_l1(look, keep) if params.rescale else keep
+
+
+def all_but_outliers(look: TensorLook, params: OutlierParams, each: Sequence[OutlierParams]) -> Keep:
+    """Of each tensor int(gamma * size) changes, the largest, are dropped, int(density * size) of the next are kept."""
+    keep = keep_middle(look, [its.density for its in each], [its.gamma for its in each])
+    return restore_l1(look, keep) if params.rescale else keep
+
+
 def join(keep: Keep, params: ThinningParams, each: Sequence[ThinningParams], *, elects: bool) -> Combine:
     """Sum the weighted changes that are kept: all of them, or those of the elected sign.
 
     The sign of sum(w_i d_i) is elected for each element, plus where it is 0 (TIES: Yadav et al. 2023,
     arXiv:2306.01708, Algorithm 1, there with equal weights).
     """
-    import torch
-
     weights = [its.weight for its in each]
-    total = torch.tensor(weights, dtype=torch.float32).sum()
-    divided = 1.0 if abs(total) < 1e-8 else float(total)
+    divided = _total(weights) if params.normalize and not elects else 1.0
 
-    def combine(piece: Piece) -> Tensor:
+    def combine(piece: Piece) -> Array:
         kept = keep(piece)
         for row, weight in zip(kept, weights, strict=True):
             if weight != 1:
@@ -59,60 +100,85 @@ def join(keep: Keep, params: ThinningParams, each: Sequence[ThinningParams], *, 
             merged = _elected(kept, weights, params.normalize)
         else:
             merged = _sum(kept)
-            if params.normalize:  # by a tensor: a GPU would multiply by a number's reciprocal
-                merged /= merged.new_tensor(divided)
-        return merged if params.lambda_ == 1 else merged.mul_(params.lambda_)
+            if divided != 1:
+                merged /= floats(divided, merged)
+        if params.lambda_ != 1:
+            merged *= params.lambda_
+        return merged
 
     return combine
 
 
-def _sum(rows: Tensor) -> Tensor:
-    total = rows[0] + rows[1] if len(rows) > 1 else rows[0].clone()
+def _total(weights: Sequence[float]) -> float:
+    """The sum of weights in float32, in the order of torch; 1 where there is nothing to divide by."""
+    import torch
+
+    total = torch.tensor(weights, dtype=torch.float32).sum()
+    return 1.0 if abs(total) < 1e-8 else float(total)
+
+
+def _sum(rows: Array) -> Array:
+    total = rows[0] + rows[1] if len(rows) > 1 else library(rows).asarray(rows[0], copy=True)
     for row in rows[2:]:
         total += row
     return total
 
 
-def _elected(rows: Tensor, weights: Sequence[float], normalize: bool) -> Tensor:
+def _elected(rows: Array, weights: Sequence[float], normalize: bool) -> Array:
     """The sum of what has the elected sign, divided if asked to by its models' weights, if that is not 0.
 
-    Spoils the rows. Masks are numbers throughout: they are several times faster than truth values.
+    Spoils the rows. By their bits, whose first is the sign, it takes half as long as by comparing and multiplying.
     """
-    import torch
+    lib = library(rows)
+    total = _sum(rows)
+    against, agrees = ~total.view(lib.int32), lib.empty_like(total.view(lib.int32))
+    for row in rows.view(lib.int32):
+        lib.bitwise_xor(row, against, out=agrees)
+        agrees >>= 31  # 1 throughout where the signs are alike
+        row &= agrees
+    merged = _sum(rows)
+    if not is_numpy(rows):
+        merged += total * 0  # a GPU's sum does not keep the sign of a NaN, which then agrees with nothing
+    if normalize:
+        merged /= _divisor(rows, weights)
+    return merged
 
-    sign = _sum(rows).ge_(0).mul_(2).sub_(1)
-    rows *= sign
-    torch.relu_(rows)  # the magnitudes of those that agree, zeros for the rest
-    merged = _sum(rows).mul_(sign)
-    if not normalize:
-        return merged
-    rows.sign_()
-    for row, weight in zip(rows, weights, strict=True):
-        if weight != 1:
-            row *= weight
-    divisor = _sum(rows)
-    divisor += torch.eq(divisor, 0, out=sign)
-    return merged.div_(divisor)
+
+def _divisor(rows: Array, weights: Sequence[float]) -> Array:
+    """The sum of the weights of those that are not 0; 1 where that is 0."""
+    lib = library(rows)
+    if set(weights) == {1} and len(weights) < _MOST_COUNTED:
+        count = (rows[0] != 0).view(lib.uint8)
+        for row in rows[1:]:
+            count += (row != 0).view(lib.uint8)
+        count |= (count == 0).view(lib.uint8)
+        return count
+    total = sum((row != 0) * floats(weight, row) for row, weight in zip(rows, weights, strict=True))
+    total += total == 0
+    return total
 
 
 def restore_l1(look: TensorLook, keep: Keep) -> Keep:
     """Scale what is kept of each model's changes so that their magnitudes add up to as much as before."""
-    import torch
-
-    # Into one place: small results, held while pieces come and go, would scatter over the heap.
-    total: Tensor | None = None
+    before: Any = 0.0
+    after: Any = 0.0
     for piece in look.pieces():
-        sums = _magnitudes(piece.deltas, keep(piece))
-        total = sums if total is None else total.add_(sums)
-    if total is None:
-        return keep
-    before, after = total
+        piece.kept = keep(piece)
+        before, after = before + _magnitudes(piece.deltas), after + _magnitudes(piece.kept)
     # Where next to nothing was, or is left, there is nothing to restore.
-    factors = torch.where((before < 1e-7) | (after < 1e-7), 1.0, before / after).float()[:, None]
-    return lambda piece: keep(piece).mul_(factors)
+    factors = [
+        1.0 if was < _LEAST or left < _LEAST else was / left
+        for was, left in (zip(before.tolist(), after.tolist(), strict=True) if look.size else ())
+    ]
+
+    def restored(piece: Piece) -> Array:
+        kept, piece.kept = keep(piece) if piece.kept is None else piece.kept, None
+        kept *= piece.column(factors)
+        return kept
+
+    return restored
 
 
-def _magnitudes(*rows: Tensor) -> Tensor:
-    import torch
-
-    return torch.stack([each.abs().sum(1, dtype=torch.float64) for each in rows])
+def _magnitudes(rows: Array) -> Array:
+    """What the magnitudes of each row add up to, in float64."""
+    return abs(rows).sum(1, dtype=library(rows).float64)

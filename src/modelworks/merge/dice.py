@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+from bisect import bisect_left
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from functools import lru_cache
 
-if TYPE_CHECKING:
-    import torch
-    from torch import Tensor
+from modelworks.merge.arrays import Array, floats, is_numpy, library
 
 # Elements that share a key: their counters are never negative, so that shifting one right brings in zeros.
 _RUN = 1 << 31
@@ -20,7 +19,7 @@ class Dice:
     def __init__(self, seed: int, name: str, models: int) -> None:
         self._seed, self._name, self._models = seed, name, models
 
-    def below(self, shares: Tensor, start: int, count: int) -> Tensor:
+    def below(self, shares: Array, start: int, count: int) -> Array:
         """1 with a chance of `shares`, else 0, for the elements from `start` on.
 
         Args:
@@ -29,35 +28,51 @@ class Dice:
         Returns:
             (M, count) float32.
         """
-        import torch
+        lib = library(shares)
+        bounds = (shares - 0.5) * float(1 << 32)
+        below = lib.empty((self._models, count), dtype=lib.float32, device=shares.device)
+        for run, first, length in _runs(start, count):
+            here = slice(run * _RUN + first - start, run * _RUN + first - start + length)
+            for bound, out, rolls in zip(bounds, below, self._rolls(run, first, length, below), strict=True):
+                if len(bound) > 1 or not is_numpy(rolls):
+                    out[here] = floats(rolls, rolls) < (bound[here] if len(bound) > 1 else bound)
+                else:
+                    out[here] = rolls < _first_from(float(bound[0]))
+        return below
 
-        parts = [self._rolls(run, first, length, shares.device) for run, first, length in _runs(start, count)]
-        rolls = parts[0] if len(parts) == 1 else torch.cat(parts, 1)
-        return rolls.lt_((shares - 0.5) * float(1 << 32))
-
-    def _rolls(self, run: int, first: int, count: int, device: torch.device) -> Tensor:
-        """(M, count) of whole numbers from -2^31 to 2^31 as float32: lowbias32 (C. Wellons) without its last shift.
+    def _rolls(self, run: int, first: int, count: int, beside: Array) -> Iterator[Array]:
+        """One model after the other, whole numbers from -2^31 to 2^31: lowbias32 (C. Wellons) without its last shift.
 
         That shift changes the lower half only. The second key is ours: without it two streams would be one, shuffled.
         """
-        import torch
-
-        counters = torch.arange(first, first + count, dtype=torch.int32, device=device)
-        keys = torch.tensor([self._keys(run, model) for model in range(self._models)], device=device).int()
-        rows = counters ^ (keys[:, :1] & 0x7FFFFFFF)
-        rows ^= rows >> 16
-        rows *= 0x7FEB352D
-        rows += keys[:, 1:]
-        rows ^= (rows >> 15).bitwise_and_(0x1FFFF)
-        rows *= 0x846CA68B - (1 << 32)
-        rolls: Tensor = rows.float()
-        return rolls
+        lib = library(beside)
+        counters = lib.arange(first, first + count, dtype=lib.int32, device=beside.device)
+        counters ^= counters >> 16
+        for model in range(self._models):
+            start, second = self._keys(run, model)
+            start &= 0x7FFFFFFF
+            rolls = counters ^ (start ^ start >> 16)  # as if it had been shifted with the key
+            rolls *= 0x7FEB352D
+            rolls += second
+            shifted = rolls >> 15
+            shifted &= 0x1FFFF
+            rolls ^= shifted
+            rolls *= 0x846CA68B - (1 << 32)
+            yield rolls
 
     def _keys(self, run: int, model: int) -> tuple[int, int]:
         said = f"{self._seed}/{run}/{model}/{self._name}".encode()
         digest = hashlib.blake2b(said, digest_size=8).digest()
         first, second = (int.from_bytes(half, "little", signed=True) for half in (digest[:4], digest[4:]))
         return first, second
+
+
+@lru_cache
+def _first_from(bound: float) -> int:
+    """The first whole number that is not less than `bound` once it is rounded to float32."""
+    import numpy as np
+
+    return bisect_left(range(-(1 << 31), 1 << 31), bound, key=lambda number: float(np.float32(number))) - (1 << 31)
 
 
 def _runs(start: int, count: int) -> Iterator[tuple[int, int, int]]:

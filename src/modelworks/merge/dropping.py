@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import Field
 
 from modelworks.core.errors import Problem
+from modelworks.merge.arrays import Array, library
 from modelworks.merge.consensus import ThinningParams, restore_l1
 from modelworks.merge.dice import Dice
 from modelworks.merge.method import PER_MODEL
@@ -70,11 +71,13 @@ def _drop(look: TensorLook, params: DroppingParams, models: int, chances: Keep) 
     dice = Dice(params.seed, look.name, models)
     divides = params.rescale and params.rescale_norm == "density"
 
-    def keep(piece: Piece) -> Tensor:
+    def keep(piece: Piece) -> Array:
         shares = chances(piece)
-        kept = dice.below(shares, piece.start, piece.deltas.shape[1]).mul_(piece.deltas)
-        # What has no chance is never kept: 0 / anything.
-        return kept.div_(shares.clamp(min=2.0**-32)) if divides else kept
+        kept = dice.below(shares, piece.start, piece.deltas.shape[1])
+        kept *= piece.deltas
+        if divides:  # what has no chance is never kept: 0 / anything
+            kept /= library(shares).clip(shares, 2.0**-32, None)
+        return kept
 
     return restore_l1(look, keep) if params.rescale and not divides else keep
 

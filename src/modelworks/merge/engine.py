@@ -5,19 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import Any, Literal, Protocol
 
 from modelworks.core.errors import Invalid, Problem, Unsupported
+from modelworks.merge.arrays import Array, as_tensor, is_numpy, rounded, stays_finite
 from modelworks.merge.findings import Findings, Seen, samples
 from modelworks.merge.method import Combine, Piece
-from modelworks.merge.pieces import ModelLook, Pieces, StepLook, Watch
+from modelworks.merge.pieces import ModelLook, Pieces, StepLook, Watch, needs_torch
 from modelworks.merge.plan import Plan, Step
 from modelworks.merge.workers import MOST_WORKERS, cores, share_out
 from modelworks.weights.loading import keep_freed_memory
 from modelworks.weights.reader import DTYPES
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 # With a few models, float32 and scratch this stays near the processor's cache; a GPU wants fewer, larger transfers.
 CHUNK_ELEMENTS = {"cpu": 1 << 18, "cuda": 1 << 24}
@@ -34,8 +32,11 @@ class Sink(Protocol):
     def shared(self) -> bool:
         """Whether what a fork of this process writes is there for all."""
 
-    def write(self, name: str, tensor: Tensor, start: int) -> None:
-        """Take contiguous elements of the planned dtype, from element `start` on. Called from several processes."""
+    def write(self, name: str, tensor: Any, start: int) -> None:
+        """Take contiguous elements of the planned dtype, from element `start` on: a tensor or, if shared, their bytes.
+
+        Called from several processes if shared.
+        """
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +84,7 @@ def merge(
         watch.progress(done, plan.size_bytes, "bytes", stage="merging", tensor=step.output.name)
         each_tensor(step.output.name)
 
-    with one_thread(), ExitStack() as stack:
+    with one_thread(needs_torch(plan, pace.device) or not sink.shared), ExitStack() as stack:
         engine.open(stack)
         share_out(worker_count(pace, plan, sink), steps, engine.run, take, watch.check)
     return engine.findings
@@ -95,11 +96,12 @@ class _Engine:
     def __init__(self, plan: Plan, sink: Sink, watch: Watch, pace: Pace) -> None:
         self.plan, self.sink, self.watch, self.pace = plan, sink, watch, pace
         self.findings = Findings(plan)
-        self._chunk = pace.chunk_elements or CHUNK_ELEMENTS[pace.device]
         self._whole_model: Combine | None = None
 
     def open(self, stack: ExitStack) -> None:
         self._pieces = Pieces(self.plan, self.watch, self.pace.device, stack)
+        usual = self._pieces.look_elements if self._pieces.in_numpy else CHUNK_ELEMENTS[self.pace.device]
+        self._chunk = self.pace.chunk_elements or usual
         method, steps = self.plan.method, [step for step in self.plan.steps if step.merged]
         if method.prepare_model is not None and steps:
             look = ModelLook(self._pieces)
@@ -108,40 +110,52 @@ class _Engine:
     def run(self, step: Step) -> Seen | None:
         """Merge one tensor; return what was seen of it."""
         combine = self._whole_model
+        look = StepLook(self._pieces, step)
         if step.merged and combine is None:
-            combine = self.plan.method.begin(StepLook(self._pieces, step), step.params, step.each)
+            combine = self.plan.method.begin(look, step.params, step.each)
         for start, stop in self._pieces.spans(step, self._chunk):
-            self.sink.write(step.output.name, self._piece(step, start, stop, combine), start)
+            if step.merged and combine is not None:
+                made = self._merged(step, look.last(start, stop), combine)
+            else:
+                made = self._pieces.copied(step, start, stop)
+            self.sink.write(step.output.name, self._given(step, made), start)
         return self.findings.seen(step.output.name)
 
-    def _piece(self, step: Step, start: int, stop: int, combine: Combine | None) -> Tensor:
-        import torch
+    def _given(self, step: Step, made: Array) -> Any:
+        if not is_numpy(made):
+            return made
+        return made.data.cast("B") if self.sink.shared else as_tensor(made, step.output.dtype)
 
-        pieces = self._pieces
-        dtype = getattr(torch, DTYPES[step.output.dtype][0])
-        if not step.merged or combine is None:
-            return pieces.stored(step.base or step.sources[0], start, stop).to(dtype)
-        piece = pieces.read(step, start, stop)
-        combined = combine(piece)
-        merged = piece.base + combined if self.plan.method.space == "delta" else combined
-        result: Tensor = merged.to(dtype).cpu()
-        self._check_finite(step, piece, result)
+    def _merged(self, step: Step, piece: Piece, combine: Combine) -> Array:
+        merged = combine(piece)
+        if self.plan.method.space == "delta" and is_numpy(merged):
+            merged += piece.base
+        elif self.plan.method.space == "delta":
+            merged = piece.base + merged
+        made = self._rounded(step, piece, merged)
         if step.base is not None:
-            for first, last in samples(step.elements, start, stop, self.pace.report):
-                base = None if self.plan.method.needs_base else pieces.values(step.base, start + first, start + last)
+            for first, last in samples(step.elements, piece.start, piece.start + len(merged), self.pace.report):
+                span = piece.start + first, piece.start + last
+                base = None if self.plan.method.needs_base else self._pieces.values(step.base, *span)
                 self.findings.look(step, piece.part(first, last, base), merged[first:last])
-        return result
+        return made
 
-    def _check_finite(self, step: Step, piece: Piece, result: Tensor) -> None:
+    def _rounded(self, step: Step, piece: Piece, merged: Array) -> Array:
+        """What is written, once it is known to be finite."""
+        if is_numpy(merged):
+            if stays_finite(merged, step.output.dtype):
+                return rounded(merged, step.output.dtype)
+            merged = as_tensor(merged, "F32")
         import torch
 
+        made = merged.to(getattr(torch, DTYPES[step.output.dtype][0])).cpu()
         # The extremes are found many times faster than a mask; a NaN is passed on by both.
-        if not result.numel() or all(torch.isfinite(extreme) for extreme in torch.aminmax(result)):
-            return
-        bad = torch.nonzero(~torch.isfinite(result)).view(-1)
-        labels = self.findings.labels
-        guilty = [labels[source.expert] for row, source in zip(piece.models, step.sources, strict=True)
-                  if not torch.isfinite(row).all()]  # fmt: skip
+        if not made.numel() or all(torch.isfinite(extreme) for extreme in torch.aminmax(made)):
+            return made
+        bad = torch.nonzero(~torch.isfinite(made)).view(-1)
+        _, models = self._pieces.at_hand(step, piece.start, piece.start + len(made))
+        guilty = [self.findings.labels[source.expert] for row, source in zip(models, step.sources, strict=True)
+                  if not torch.from_numpy(row).isfinite().all()]  # fmt: skip
         where = f"they are in {', '.join(guilty)}" if guilty else "no model has any, so they come from the merge"
         what = f"{len(bad)} values are NaN or infinite, the first at element {piece.start + int(bad[0])}; {where}"
         remedy = "mend the model, lower the weights, or choose dtype float32"
@@ -156,11 +170,14 @@ def worker_count(pace: Pace, plan: Plan, sink: Sink | None = None) -> int:
 
 
 @contextmanager
-def one_thread() -> Iterator[None]:
-    """Let torch compute on one thread: pieces are short, and our own processes each take a tensor.
+def one_thread(by_torch: bool = True) -> Iterator[None]:
+    """Let torch, if it computes at all, do so on one thread: our own processes each take a tensor.
 
     Where others compute as well, threads that wait for each other take a hundred times as long.
     """
+    if not by_torch:
+        yield
+        return
     import torch
 
     before = torch.get_num_threads()

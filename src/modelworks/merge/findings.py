@@ -9,12 +9,11 @@ from itertools import combinations
 from typing import TYPE_CHECKING, Literal
 
 from modelworks.core.nouns import JsonObject
+from modelworks.merge.arrays import Array, library
 from modelworks.merge.fit import Expert
 from modelworks.merge.layers import layer_of
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from modelworks.merge.method import Piece
     from modelworks.merge.plan import Plan, Step
 
@@ -58,20 +57,15 @@ class Findings:
         self._sizes = {step.output.name: step.elements for step in plan.steps if step.merged}
         self._seen: dict[str, Seen] = {}
 
-    def look(self, step: Step, piece: Piece, merged: Tensor) -> None:
+    def look(self, step: Step, piece: Piece, merged: Array) -> None:
         """Take in one piece and what it became."""
-        import torch
-
-        deltas = piece.deltas.double()
-        products = (deltas @ deltas.T).tolist()
-        several, both = 0, 0
-        if len(deltas) > 1:
-            # The signs' sum tells less than their number where two models disagree; two reductions for any number.
-            signs = deltas.sign()
-            most, total = signs.abs().sum(0), signs.sum(0).abs()
-            several, both = int((most > 1).sum()), int(((most > 1) & (total < most)).sum())
-        kept = int(torch.count_nonzero(merged != piece.base))
-        base_square = float(piece.base.double().square().sum())
+        lib = library(merged)
+        deltas, base = (lib.asarray(values, dtype=lib.float64) for values in (piece.deltas, piece.base))
+        products = lib.einsum("in,jn->ij", deltas, deltas).tolist()
+        several = int(((deltas != 0).sum(0, dtype=lib.int16) > 1).sum())
+        both = int(((deltas > 0).any(0) & (deltas < 0).any(0)).sum())
+        kept = int(lib.count_nonzero(merged != piece.base))
+        base_square = float((base * base).sum())
         seen = self._seen.setdefault(step.output.name, Seen())
         seen.elements += deltas.shape[1]
         seen.shared, seen.conflicts, seen.kept = seen.shared + several, seen.conflicts + both, seen.kept + kept

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 from modelworks.core.config import count_gpus
 from modelworks.core.errors import Invalid, Problem
@@ -15,6 +16,7 @@ from modelworks.merge.lora import Change, Saved, find_changes
 from modelworks.merge.tokenizer import POLICIES
 from modelworks.merge.vocabulary import is_vocabulary
 from modelworks.weights.gguf_checkpoint import LINK, open_weights
+from modelworks.weights.loading import choose_device
 from modelworks.weights.reader import Checkpoint, TensorInfo
 from modelworks.weights.safety import PICKLES, read_object
 
@@ -133,9 +135,18 @@ def fit_adapter(name: str, adapter: Adapter, on: Expert | None, problems: list[P
 
 def device_problem(device: str) -> Problem | None:
     """Whether there is no GPU though one is asked for; torch, which knows it exactly, is not loaded for this."""
-    if device != "cuda" or count_gpus() or any(Path(path).exists() for path in GPU_DEVICES):
+    if device != "cuda" or _may_have_gpu():
         return None
     return Problem("device", "cuda is asked for, and there is no GPU here", "choose auto or cpu", "no_device")
+
+
+def device_of(choice: Literal["auto", "cpu", "cuda"]) -> Literal["cpu", "cuda"]:
+    """Where to compute; torch is asked where there may be a GPU."""
+    return choose_device(choice) if choice == "cuda" or (choice == "auto" and _may_have_gpu()) else "cpu"
+
+
+def _may_have_gpu() -> bool:
+    return bool(count_gpus()) or any(Path(path).exists() for path in GPU_DEVICES)
 
 
 def _other_format(name: str, folder: Path) -> Problem | None:

@@ -7,6 +7,8 @@ from functools import reduce
 from operator import iadd
 from typing import TYPE_CHECKING, Literal
 
+from modelworks.merge.arrays import Array, library
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -51,14 +53,13 @@ def prepare_mix(look: TensorLook, solve: Solve, vectors: Vectors = "tensor", *, 
     return combine
 
 
-def mix(rows: Tensor, factors: Sequence[Tensor | float]) -> Tensor:
+def mix(rows: Array, factors: Sequence[Tensor | float]) -> Tensor:
     """Sum the rows of (M, ...), each times its factor."""
-    import torch
-
-    total = rows[0] * factors[0]
-    scratch = torch.empty_like(total)
+    lib = library(rows)
+    total: Tensor = rows[0] * factors[0]
+    scratch = lib.empty_like(total)
     for row, factor in zip(rows[1:], factors[1:], strict=True):
-        total += torch.mul(row, factor, out=scratch)
+        total += lib.multiply(row, factor, out=scratch)
     return total
 
 

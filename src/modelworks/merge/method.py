@@ -11,6 +11,7 @@ from pydantic import ConfigDict
 
 from modelworks.core.registry import find_plugins
 from modelworks.core.spec import Spec
+from modelworks.merge.arrays import Array, floats
 
 if TYPE_CHECKING:
     from torch import Tensor  # noqa: TC004  a dataclass does not evaluate its annotations; torch must not load here
@@ -36,6 +37,8 @@ P = TypeVar("P", bound=Params)
 class Piece:
     """The same run of elements of one tensor in the base and in every model, in the method's precision.
 
+    For a method that takes them, these are numpy's arrays on a processor.
+
     Attributes:
         name: of the tensor in the result.
         shape: of the whole tensor.
@@ -57,6 +60,8 @@ class Piece:
         """Either of `models` and `deltas` is worked out from the other when it is asked for."""
         self.name, self.shape, self.start = name, shape, start
         self._base = base
+        # What a method keeps of the changes, if it was found when the tensor was looked at.
+        self.kept: Array | None = None
         if models is not None:
             self.models = models
         if deltas is not None:
@@ -80,18 +85,21 @@ class Piece:
     def deltas(self) -> Tensor:
         return self.models - self.base
 
+    def map(self, change: Callable[[Array], Array]) -> Piece:
+        """The same with each of its arrays changed."""
+        rows = {key: change(value) for key, value in self.__dict__.items() if key in {"models", "deltas"}}
+        return Piece(self.name, self.shape, self.start, None if self._base is None else change(self._base), **rows)
+
     def part(self, start: int, stop: int, base: Tensor | None = None) -> Piece:
         """Its own elements `start` to `stop`; with this base, where it has none."""
         rows = {key: value[:, start:stop] for key, value in self.__dict__.items() if key in {"models", "deltas"}}
         return Piece(self.name, self.shape, self.start + start, self.base[start:stop] if base is None else base, **rows)
 
-    def column(self, values: Sequence[float]) -> Tensor:
+    def column(self, values: Sequence[float]) -> Array:
         """One number a model as (M, 1) float32, beside the models on their device."""
-        import torch
-
         rows = self.__dict__.get("deltas", self._base)
         rows = self.models if rows is None else rows
-        return torch.tensor(values, dtype=torch.float32, device=rows.device)[:, None]
+        return floats(values, rows)[:, None]
 
 
 class TensorLook(Protocol):
@@ -174,6 +182,8 @@ class Method(Generic[P]):
     check: Callable[[P, int], Sequence[Problem]] = lambda _params, _count: ()
     # What is wrong with those of one tensor together.
     check_each: Callable[[P, Sequence[P]], Sequence[Problem]] = lambda _params, _each: ()
+    # Whether, with these parameters of a tensor, its functions take numpy's arrays as well as torch's tensors.
+    in_numpy: Callable[[P, Sequence[P]], bool] = lambda _params, _each: False
     # How often it reads its inputs; for estimates.
     reads: int = 1
     paper: str | None = None

@@ -4,24 +4,29 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
+from functools import cached_property
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from modelworks.core.errors import Unsupported
+from modelworks.merge.arrays import Array, bare, is_numpy, read_row, rounded
 from modelworks.merge.lora import LowRankReader
 from modelworks.merge.method import Piece
 from modelworks.merge.plan import Plan, Source, Step, spans
-from modelworks.weights.gguf_checkpoint import open_weights
-from modelworks.weights.reader import Checkpoint
+from modelworks.weights.gguf_checkpoint import LINK, open_weights
+from modelworks.weights.reader import DTYPES, Checkpoint
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
 # Of the pieces of a look, so that what a method learns does not depend on the pieces of the merge.
 LOOK_ELEMENTS = 1 << 18
+# Of those of numpy's arrays: they stay nearer to the processor, and an operation costs less to begin.
+NEAR_ELEMENTS = 1 << 17
 # A tensor of no more is read once, however often a method looks.
-KEPT_PIECES = 4
+KEPT_ELEMENTS = 1 << 20
 
 
 class Watch(Protocol):
@@ -33,16 +38,28 @@ class Watch(Protocol):
     def progress(self, done: float, total: float, unit: str, **facts: str | float) -> None: ...
 
 
+def takes_numpy(plan: Plan, device: str) -> bool:
+    """Whether the method is given numpy's arrays."""
+    method = plan.method
+    return device == "cpu" and all(method.in_numpy(step.params, step.each) for step in plan.steps if step.merged)
+
+
+def needs_torch(plan: Plan, device: str) -> bool:
+    """Whether a merge into files computes with torch: for the method, or for what is no plain safetensors file."""
+    changed = any(expert.adapter is not None for expert in plan.experts) or (plan.vocabulary and plan.vocabulary.moves)
+    folders = {plan.frame.path, *(expert.model.path for expert in plan.experts)}
+    return not takes_numpy(plan, device) or bool(changed) or any((folder / LINK).is_symlink() for folder in folders)
+
+
 class Pieces:
     """Reads the models of a plan. Not for several threads at once: each has its own."""
 
     def __init__(self, plan: Plan, watch: Watch, device: str, stack: ExitStack) -> None:
-        import torch
-
         self.plan = plan
         self.watch = watch
+        self.in_numpy, self._plain = takes_numpy(plan, device), not needs_torch(plan, device)
+        self.look_elements = NEAR_ELEMENTS if self.in_numpy else LOOK_ELEMENTS
         self._device = device
-        self._dtype: torch.dtype = getattr(torch, plan.method.precision)
         self._open: dict[Path, Checkpoint] = {}
         self._low_rank: dict[int, LowRankReader] = {}
         for place, expert in enumerate(plan.experts):
@@ -58,7 +75,8 @@ class Pieces:
 
     def spans(self, step: Step, elements: int) -> Iterator[tuple[int, int]]:
         whole = self.plan.method.whole and step.merged and step.elements
-        for span in [(0, step.elements)] if whole else spans(step.output.shape, elements):
+        shape = (step.elements,) if self._plain else step.output.shape
+        for span in [(0, step.elements)] if whole else spans(shape, elements):
             self.watch.check()
             yield span
 
@@ -80,15 +98,71 @@ class Pieces:
         member = source.expert + (self.plan.base is not None)
         return vocabulary.read(member, info.elements // max(info.shape[0], 1), start, stop, stored)
 
-    def values(self, source: Source, start: int, stop: int) -> Tensor:
+    def copied(self, step: Step, start: int, stop: int) -> Array:
+        """A run of what is not merged, in the result's dtype."""
+        source, dtype = step.base or step.sources[0], step.output.dtype
+        checkpoint = self._open[self.plan.expert(source).model.path]
+        if not self._plain:
+            import torch
+
+            return self.stored(source, start, stop).to(getattr(torch, DTYPES[dtype][0]))
+        if checkpoint.tensors[source.tensor].dtype != dtype:
+            return rounded(self.values(source, start, stop), dtype)
+        import numpy as np
+
+        found = np.empty((stop - start) * DTYPES[dtype][1], np.uint8)
+        checkpoint.read_into(source.tensor, start, found.data)
+        return found
+
+    def values(self, source: Source, start: int, stop: int) -> Array:
         """A run of a model's full weights, without its adapter, in the method's precision."""
+        if self._plain:
+            return self._rows([source], start, stop)[0]
+        found = self._tensor(source, start, stop)
+        return bare(found) if self.in_numpy else found
+
+    def _tensor(self, source: Source, start: int, stop: int) -> Tensor:
         return self.stored(source, start, stop).to(self._device).to(self._dtype)
 
+    def at_hand(self, step: Step, start: int, stop: int) -> tuple[Array | None, Array]:
+        """The base, if there is one, and the models, all as numpy's float32."""
+        base = None if step.base is None else self.values(step.base, start, stop)
+        models = self._rows(step.sources, start, stop) if self._plain else self.read(step, start, stop).models
+        found = [each if each is None or is_numpy(each) else each.float().cpu().numpy() for each in (base, models)]
+        return found[0], found[1]
+
     def read(self, step: Step, start: int, stop: int) -> Piece:
+        needed = self.plan.method.needs_base or self.plan.method.reads_base
+        source = step.base if needed else None
+        if not self._plain:
+            tensor = None if source is None else self._tensor(source, start, stop)
+            piece = self._read_by_torch(step, start, stop, tensor)
+            return piece.map(bare) if self.in_numpy else piece
+        base = None if source is None else self.values(source, start, stop)
+        rows = self._rows(step.sources, start, stop)
+        if self.plan.method.space == "weights":
+            return Piece(step.output.name, step.output.shape, start, base, rows)
+        rows -= base
+        return Piece(step.output.name, step.output.shape, start, base, deltas=rows)
+
+    def _rows(self, sources: Sequence[Source], start: int, stop: int) -> Array:
+        import numpy as np
+
+        rows = np.empty((len(sources), stop - start), np.float32)
+        for row, source in zip(rows, sources, strict=True):
+            read_row(self._open[self.plan.expert(source).model.path], source.tensor, start, row)
+        return rows
+
+    @cached_property
+    def _dtype(self) -> torch.dtype:
         import torch
 
-        needed = self.plan.method.needs_base or self.plan.method.reads_base
-        base = self.values(step.base, start, stop) if step.base is not None and needed else None
+        found: torch.dtype = getattr(torch, self.plan.method.precision)
+        return found
+
+    def _read_by_torch(self, step: Step, start: int, stop: int, base: Tensor | None) -> Piece:
+        import torch
+
         name, shape = step.output.name, step.output.shape
         rows = torch.empty(len(step.sources), stop - start, device=self._device, dtype=self._dtype)
         if not any(source.expert in self._low_rank for source in step.sources):
@@ -139,19 +213,19 @@ class StepLook:
     def __init__(self, pieces: Pieces, step: Step) -> None:
         self.name, self.shape, self.size = step.output.name, step.output.shape, step.elements
         self._pieces, self._step = pieces, step
-        self._kept: list[Piece] = []
+        self._kept: dict[tuple[int, int], Piece] = {}
 
     def pieces(self, every: int = 1) -> Iterator[Piece]:
-        if self._kept:
-            yield from self._kept[::every]
-            return
-        found = []
-        for start, stop in islice(self._pieces.spans(self._step, LOOK_ELEMENTS), 0, None, every):
-            piece = self._pieces.read(self._step, start, stop)
-            if every == 1 and self.size <= KEPT_PIECES * LOOK_ELEMENTS:
-                found.append(piece)
+        spans = self._pieces.spans(self._step, self._pieces.look_elements)
+        for span in islice(spans, 0, None, every):
+            piece = self._kept.get(span) or self._pieces.read(self._step, *span)
+            if self.size <= KEPT_ELEMENTS:
+                self._kept[span] = piece
             yield piece
-        self._kept = found
+
+    def last(self, start: int, stop: int) -> Piece:
+        """The same run for the last time, whether a look was made in such pieces or not."""
+        return self._kept.pop((start, stop), None) or self._pieces.read(self._step, start, stop)
 
 
 class ModelLook:

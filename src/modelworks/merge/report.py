@@ -5,14 +5,16 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
+from html import escape
 from pathlib import Path
-from xml.sax.saxutils import escape
 
 from modelworks.core.nouns import JsonObject
 from modelworks.core.svg import page
 from modelworks.merge.findings import Findings
 
 REPORT, PICTURE = "merge_report.json", "merge_report.svg"
+_escape = partial(escape, quote=False)
 _CELL_WIDTH, _CELL_HEIGHT, _LEFT, _TOP = 92, 16, 90, 58
 
 
@@ -58,7 +60,7 @@ def heat_map(rows: Sequence[str], columns: Sequence[_Column]) -> str:
     for place, column in enumerate(columns):
         x = _LEFT + place * _CELL_WIDTH
         for line, text in enumerate(column.heading.split("\n")):
-            body.append(f'<text x="{x + 2}" y="{_TOP - 20 + 12 * line}">{escape(_short(text))}</text>')
+            body.append(f'<text x="{x + 2}" y="{_TOP - 20 + 12 * line}">{_escape(_short(text))}</text>')
         for row, value in enumerate(column.values):
             share = min(1.0, value / column.most)
             y = _TOP + row * _CELL_HEIGHT
@@ -68,11 +70,13 @@ def heat_map(rows: Sequence[str], columns: Sequence[_Column]) -> str:
             )
             body.append(
                 f'<rect x="{x}" y="{y}" width="{_CELL_WIDTH - 2}" height="{_CELL_HEIGHT - 1}" '
-                f'fill="rgb({red},{green},{blue})"><title>{escape(rows[row])}, {escape(column.heading)}: '
+                f'fill="rgb({red},{green},{blue})"><title>{_escape(rows[row])}, {_escape(column.heading)}: '
                 f'{value:.4g}</title></rect><text x="{x + 4}" y="{y + 11}" fill="{"#fff" if share > 0.5 else "#222"}">'
                 f"{value:.3g}</text>"
             )
-    names = (f'<text x="4" y="{_TOP + row * _CELL_HEIGHT + 11}">{escape(name)}</text>' for row, name in enumerate(rows))
+    names = (
+        f'<text x="4" y="{_TOP + row * _CELL_HEIGHT + 11}">{_escape(name)}</text>' for row, name in enumerate(rows)
+    )
     return page(width, height, [*body, *names], font_size=10)
 
 

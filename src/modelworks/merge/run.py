@@ -9,12 +9,12 @@ from modelworks.core.context import JobContext
 from modelworks.core.nouns import Adapter, ArtifactKind, Draft, JsonObject, Model, Parent
 from modelworks.merge.adapters import adapter_facts
 from modelworks.merge.engine import Pace
+from modelworks.merge.fit import device_of
 from modelworks.merge.folder import merge_into
 from modelworks.merge.plan import Plan, make_plan
 from modelworks.merge.spec import MergeSpec
 from modelworks.merge.spotcheck import spot_check
 from modelworks.weights.layout import inspect_model
-from modelworks.weights.loading import choose_device
 
 
 def run(spec: MergeSpec, job: JobContext, finish: Callable[[Draft], Draft] = lambda draft: draft) -> JsonObject:
@@ -25,7 +25,7 @@ def run(spec: MergeSpec, job: JobContext, finish: Callable[[Draft], Draft] = lam
     """
     started = time.monotonic()
     plan = make_plan(spec, job.inputs)
-    pace = Pace(choose_device(spec.device), report=spec.report)
+    pace = Pace(device_of(spec.device), report=spec.report)
     for warning in (*plan.warnings, *spot_check(plan, job, spec.strict)):
         job.log(warning, "warning")
     parents = parents_of(spec, plan)

@@ -8,16 +8,18 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeAlias
 
-if TYPE_CHECKING:
-    from torch import Tensor
+from modelworks.merge.arrays import at_hand, bare, is_numpy, library
 
+if TYPE_CHECKING:
+    from modelworks.merge.arrays import Array
     from modelworks.merge.method import Piece, TensorLook
 
 # What is kept of the changes in a piece: (M, N) float32 of its own, 0 where a change is dropped.
-Keep: TypeAlias = "Callable[[Piece], Tensor]"
+Keep: TypeAlias = "Callable[[Piece], Array]"
 
 # Of a float32 without its sign, as whole numbers in the order of the magnitudes: 15 upper and 16 lower bits.
 _UPPER, _LOWER = 1 << 15, 1 << 16
+_MAGNITUDE = 0x7FFFFFFF
 
 # Of a sample there are at least so many elements; they are so far apart: by primes, not to follow a matrix' columns.
 _SAMPLE = 1 << 15
@@ -39,15 +41,14 @@ class Cut:
     place: int
     first_above: bool
 
-    def above(self, row: Tensor, start: int, out: Tensor) -> None:
+    def above(self, row: Array, start: int, out: Array) -> None:
         """Copy what is above to `out`, the rest as zeros; `start` is the place of the row's first element."""
-        import torch
-
         head = min(max(self.place + 1 - start, 0), len(row))
-        bounds = (_before(self.threshold), self.threshold)
+        bounds = (max(_pattern(self.threshold) - 1, 0), _pattern(self.threshold))
         parts = (slice(head), slice(head, None))
         for part, bound in zip(parts, bounds if self.first_above else bounds[::-1], strict=True):
-            torch.ops.aten.hardshrink.out(row[part], bound, out=out[part])  # 0 unless |x| > bound
+            if len(row[part]):
+                _shrink(bare(row[part]), bound, bare(out[part]))
 
 
 def keep_largest(look: TensorLook, densities: Sequence[float]) -> Keep:
@@ -73,23 +74,29 @@ def keep_middle(look: TensorLook, densities: Sequence[float], gammas: Sequence[f
     return lambda piece: _between(piece, cuts, [low < high for low, high in spans])
 
 
-def _between(piece: Piece, cuts: Sequence[tuple[Cut | None, Cut | None]], any_kept: Sequence[bool]) -> Tensor:
+def _between(piece: Piece, cuts: Sequence[tuple[Cut | None, Cut | None]], any_kept: Sequence[bool]) -> Array:
     """What is above each row's first cut and not above its second."""
-    import torch
-
-    kept = torch.empty_like(piece.deltas)
+    kept = library(piece.deltas).empty_like(piece.deltas)
     for row, out, (low, high), some in zip(piece.deltas, kept, cuts, any_kept, strict=True):
-        if not some:
-            out.zero_()
-        elif low is None:
-            out.copy_(row)
+        if not some or low is None:
+            out[:] = row if some else 0
         else:
             low.above(row, piece.start, out)
         if some and high is not None:
-            dropped = torch.empty_like(row)
+            dropped = library(row).empty_like(row)
             high.above(out, piece.start, dropped)
             out -= dropped
     return kept
+
+
+def _shrink(row: Array, bound: int, out: Array) -> None:
+    """Copy to `out` what has a magnitude beyond that of a bit pattern, the rest as zeros."""
+    lib = library(row)
+    bits, kept = row.view(lib.int32), out.view(lib.int32)
+    lib.bitwise_and(bits, _MAGNITUDE, out=kept)
+    lib.subtract(lib.asarray(bound, dtype=lib.int32), kept, out=kept)
+    kept >>= 31  # 1 throughout where it was negative
+    kept &= bits
 
 
 def find_cuts(look: TensorLook, wanted: Sequence[tuple[int, int]], first_above: bool) -> list[Cut]:
@@ -111,13 +118,12 @@ def find_cuts(look: TensorLook, wanted: Sequence[tuple[int, int]], first_above: 
 
 def _estimate(look: TensorLook, wanted: Sequence[tuple[int, int]]) -> list[tuple[float, float]]:
     """Two magnitudes for each cut, between which it almost certainly is, by a sample from all over the tensor."""
-    import torch
-
     every = _EVERY if look.size > _LARGE else 1
     # The larger the tensor, the closer the bounds must be for what is between them to be held.
     least = max(_SAMPLE, look.size >> 8) * every
     stride = max(stride for stride in _STRIDES if stride == 1 or stride * least <= look.size)
-    rows = sort_rows(torch.cat([piece.deltas[:, ::stride].abs() for piece in look.pieces(every)], 1))
+    sampled = [abs(at_hand(piece.deltas[:, ::stride])) for piece in look.pieces(every)]
+    rows = sort_rows(library(sampled[0]).concatenate(sampled, 1))
     last = rows.shape[1] - 1
     bounds = []
     for row, count in wanted:
@@ -132,24 +138,23 @@ def _collect(
     look: TensorLook, wanted: Sequence[tuple[int, int]], bounds: Sequence[tuple[float, float]], first_above: bool
 ) -> list[Cut | None]:
     """Find the cuts among what is between the bounds; None where they are not there, or too much is."""
-    import torch
+    import numpy as np
 
     # One buffer for all: many small ones, held while pieces come and go, would scatter over the heap.
     most = min(max(look.size // 4, _SAMPLE), _MOST_INSIDE)
-    all_places = torch.empty(len(wanted), most, dtype=torch.int64)
-    all_values = torch.empty(len(wanted), most)
+    all_places = np.empty((len(wanted), most), np.int64)
+    all_values = np.empty((len(wanted), most), np.float32)
     below, inside = [0] * len(wanted), [0] * len(wanted)
     for piece in look.pieces():
-        magnitudes = torch.empty_like(piece.deltas[0])
         for index, ((row, _), (low, high)) in enumerate(zip(wanted, bounds, strict=True)):
-            torch.abs(piece.deltas[row], out=magnitudes)
-            fewer, found = _where(magnitudes, low, high)
+            fewer, places, values = _where(bare(piece.deltas[row]), low, high)
             below[index] += fewer
-            span = slice(inside[index], inside[index] + len(found))
+            span = slice(inside[index], inside[index] + len(places))
             inside[index] = span.stop
             if span.stop <= most:
-                all_places[index, span] = found + piece.start
-                all_values[index, span] = magnitudes[found]
+                all_places[index, span] = places
+                all_places[index, span] += piece.start
+                all_values[index, span] = values
     cuts: list[Cut | None] = []
     for index, (_, count) in enumerate(wanted):
         rank = count - below[index]
@@ -157,7 +162,7 @@ def _collect(
             cuts.append(None)
             continue
         places, values = all_places[index, : inside[index]], all_values[index, : inside[index]]
-        threshold = sort_rows(values[None])[0, rank]
+        threshold = np.partition(values, rank)[rank]
         equal = places[values == threshold]
         rest = rank - int((values < threshold).sum())
         # If all that are equal are above, or are zeros, it does not matter where they are.
@@ -186,45 +191,38 @@ def _count(look: TensorLook, wanted: Sequence[tuple[int, int]], first_above: boo
     return [Cut(_value(pattern), place, first_above) for pattern, place in zip(patterns, places, strict=True)]
 
 
-def _count_upper(look: TensorLook) -> Tensor:
+def _count_upper(look: TensorLook) -> Array:
     """How often each pattern of upper bits occurs in each row, as (M, 32768)."""
-    import torch
+    import numpy as np
 
-    total: Tensor | None = None
-    for piece in look.pieces():
-        upper = _patterns(piece.deltas).bitwise_right_shift_(16)
-        counts = torch.stack([torch.bincount(row, minlength=_UPPER) for row in upper])
-        total = counts if total is None else total.add_(counts)
-    if total is None:
-        raise ValueError(f"{look.name}: there is nothing to count")
-    return total
+    return sum(
+        np.stack([np.bincount(row >> 16, minlength=_UPPER) for row in _magnitudes(piece)]) for piece in look.pieces()
+    )
 
 
-def _count_lower(look: TensorLook, bins: Sequence[tuple[int, int]]) -> list[Tensor]:
+def _count_lower(look: TensorLook, bins: Sequence[tuple[int, int]]) -> list[Array]:
     """How often each pattern of lower bits occurs among a row's elements of the given upper bits."""
-    import torch
+    import numpy as np
 
-    totals: list[Tensor] = []
+    totals = [np.zeros(_LOWER, np.int64) for _ in bins]
     for piece in look.pieces():
-        patterns = _patterns(piece.deltas)
-        upper = patterns.bitwise_right_shift(16)
-        found = [
-            torch.bincount(patterns[row][_where(upper[row], bits, bits)[1]].bitwise_and_(_LOWER - 1), minlength=_LOWER)
-            for row, bits in bins
-        ]
-        totals = [total.add_(counts) for total, counts in zip(totals, found, strict=True)] if totals else found
+        patterns = _magnitudes(piece)
+        for total, (row, upper) in zip(totals, bins, strict=True):
+            total += np.bincount(patterns[row][patterns[row] >> 16 == upper] & (_LOWER - 1), minlength=_LOWER)
     return totals
 
 
 def _find_places(look: TensorLook, wanted: Sequence[tuple[int, int, int]]) -> list[int | None]:
     """Where the count-th element of that pattern is, for each (row, pattern, count); None for a count of 0."""
+    import numpy as np
+
     places: list[int | None] = [None] * len(wanted)
     left = {index: count for index, (_, _, count) in enumerate(wanted) if count}
     for piece in look.pieces() if left else ():
-        patterns = _patterns(piece.deltas)
+        patterns = _magnitudes(piece)
         for index, count in list(left.items()):
             row, pattern, _ = wanted[index]
-            _, found = _where(patterns[row], pattern, pattern)
+            found = np.flatnonzero(patterns[row] == pattern)
             left[index] -= len(found)
             if left[index] <= 0:
                 places[index] = piece.start + int(found[count - 1])
@@ -234,49 +232,43 @@ def _find_places(look: TensorLook, wanted: Sequence[tuple[int, int, int]]) -> li
     return places
 
 
-def _descend(counts: Tensor, below: int) -> tuple[int, int]:
+def _descend(counts: Array, below: int) -> tuple[int, int]:
     """The pattern of the first element above, and how many elements of that pattern are below."""
-    import torch
-
-    sums = counts.cumsum(0)
-    pattern = int(torch.searchsorted(sums, torch.tensor([below], device=sums.device), right=True))
+    sums = counts.cumsum()
+    pattern = int(sums.searchsorted(below, side="right"))
     return pattern, below - int(sums[pattern] - counts[pattern])
 
 
-def _patterns(rows: Tensor) -> Tensor:
-    import torch
+def _magnitudes(piece: Piece) -> Array:
+    """Of every change, as (M, N) whole numbers in main memory."""
+    import numpy as np
 
-    return rows.abs().view(torch.int32)
-
-
-def _where(row: Tensor, low: float, high: float) -> tuple[int, Tensor]:
-    """How many are less than `low`; the places of those that are not, and no more than `high` either."""
-    import torch
-
-    if row.is_cpu:  # numpy finds them several times faster
-        import numpy as np
-
-        values = row.numpy()
-        above = values >= low
-        return len(values) - int(np.count_nonzero(above)), torch.from_numpy(np.flatnonzero(above & (values <= high)))
-    return int((row < low).sum()), torch.nonzero((row >= low) & (row <= high)).view(-1)
+    return abs(at_hand(piece.deltas)).view(np.int32)
 
 
-def sort_rows(rows: Tensor) -> Tensor:
+def _where(row: Array, low: float, high: float) -> tuple[int, Array, Array]:
+    """How many magnitudes are less than `low`; places and values of those that are not, nor more than `high`."""
+    lib = library(row)
+    magnitudes = abs(row)
+    inside = magnitudes >= low
+    fewer = len(row) - int(lib.count_nonzero(inside))
+    inside &= magnitudes <= high
+    places = lib.flatnonzero(inside) if is_numpy(row) else lib.nonzero(inside).view(-1)
+    return fewer, at_hand(places), at_hand(magnitudes[places])
+
+
+def sort_rows(rows: Array) -> Array:
     """The elements of each row in their order."""
-    import torch
+    import numpy as np
 
-    if rows.is_cpu:  # numpy sorts ten times faster
-        import numpy as np
-
-        return torch.from_numpy(np.sort(rows.numpy(), axis=1))
-    return rows.sort(1).values
+    if is_numpy(rows):  # and ten times faster than torch
+        return np.sort(rows, axis=1)
+    return library(rows).from_numpy(np.sort(rows.numpy(), axis=1)) if rows.is_cpu else rows.sort(1).values
 
 
 def _value(pattern: int) -> float:
     return float(struct.unpack("<f", struct.pack("<i", pattern))[0])
 
 
-def _before(magnitude: float) -> float:
-    """The next smaller float32; 0 for 0."""
-    return _value(max(struct.unpack("<i", struct.pack("<f", magnitude))[0] - 1, 0))
+def _pattern(magnitude: float) -> int:
+    return int(struct.unpack("<i", struct.pack("<f", magnitude))[0])

@@ -7,16 +7,14 @@ from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from modelworks.core.errors import Invalid, Problem
+from modelworks.merge.arrays import Array, library
 from modelworks.merge.engine import one_thread
 from modelworks.merge.findings import labels
-from modelworks.merge.pieces import Pieces, Watch
+from modelworks.merge.pieces import Pieces, Watch, needs_torch
 from modelworks.merge.plan import Plan, Step, spans
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 TENSORS, ELEMENTS = 12, 4096
 # Fine-tuning turns weights by a few degrees; between models trained apart the cosine is near 0.
@@ -50,14 +48,15 @@ def spot_check(plan: Plan, watch: Watch, strict: bool = False) -> list[str]:
     whose = plan.base.model.name if plan.base is not None else names[0]
     sampled: defaultdict[str, _Sampled] = defaultdict(_Sampled)
     problems: dict[str, Problem] = {}
-    with one_thread(), ExitStack() as stack:
+    by_torch = needs_torch(plan, "cpu")
+    with one_thread(by_torch), ExitStack() as stack:
         pieces = Pieces(plan, watch, "cpu", stack)
-        for step, start, stop in _blocks(plan):
+        for step, start, stop in _blocks(plan, in_rows=by_torch):
             watch.check()
-            models = pieces.read(step, start, stop).models
+            base, models = pieces.at_hand(step, start, stop)
             rows = {names[source.expert]: row for source, row in zip(step.sources, models, strict=True)}
-            if step.base is not None:
-                rows = {whose: pieces.values(step.base, start, stop), **rows}
+            if base is not None:
+                rows = {whose: base, **rows}
             for name, row in rows.items():
                 problem = _not_finite(name, step, start, row)
                 if problem is not None:
@@ -73,36 +72,35 @@ def spot_check(plan: Plan, watch: Watch, strict: bool = False) -> list[str]:
     return [f"{name} {what}; {remedy}" for name, what, remedy, _ in doubts]
 
 
-def _blocks(plan: Plan) -> Iterator[tuple[Step, int, int]]:
-    """Of tensors from the first to the last, the first run of whole blocks of rows, the next, and so on."""
+def _blocks(plan: Plan, *, in_rows: bool) -> Iterator[tuple[Step, int, int]]:
+    """Of tensors from the first to the last, the first run of elements, the next, and so on."""
     steps = [step for step in plan.steps if step.merged and step.elements]
     count = min(TENSORS, len(steps))
     for number in range(count):
         step = steps[number * (len(steps) - 1) // max(count - 1, 1)]
-        runs = list(spans(step.output.shape, ELEMENTS))
+        runs = list(spans(step.output.shape if in_rows else (step.elements,), ELEMENTS))
         yield step, *runs[number * (len(runs) - 1) // max(count - 1, 1)]
 
 
-def _not_finite(name: str, step: Step, start: int, row: Tensor) -> Problem | None:
-    import torch
-
-    bad = torch.nonzero(~torch.isfinite(row)).view(-1)
+def _not_finite(name: str, step: Step, start: int, row: Array) -> Problem | None:
+    bad = library(row).flatnonzero(~library(row).isfinite(row))
     if not len(bad):
         return None
-    first = int(bad[0])
-    what = f"{step.output.name} is {row[first].item()} at element {start + first}"
+    what = f"{step.output.name} is {row[bad[0]].item()} at element {start + int(bad[0])}"
     return Problem(name, what, "the model is broken: fetch or train it again", "not_finite")
 
 
-def _compare(rows: dict[str, Tensor], whose: str, sampled: defaultdict[str, _Sampled]) -> None:
-    reference = rows.get(whose)
+def _compare(rows: dict[str, Array], whose: str, sampled: defaultdict[str, _Sampled]) -> None:
+    reference = rows[whose].astype("float64") if whose in rows else None
     for name, row in rows.items():
         seen = sampled[name]
-        seen.hash.update(row.float().numpy().tobytes())
+        seen.hash.update(row.tobytes())
         if reference is not None:
-            seen.dot += float(row.double() @ reference.double())
-            seen.square += float(row.double() @ row.double())
-            seen.reference += float(reference.double() @ reference.double())
+            # No products of vectors: the threads that numpy makes them with take longer to start.
+            wide = row.astype("float64")
+            seen.dot += float((wide * reference).sum())
+            seen.square += float((wide * wide).sum())
+            seen.reference += float((reference * reference).sum())
 
 
 def _doubts(sampled: dict[str, _Sampled], whose: str) -> Iterator[tuple[str, str, str, str]]:

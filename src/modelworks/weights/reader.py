@@ -87,14 +87,16 @@ class Checkpoint:
         import torch
 
         info = self.tensors[name]
-        torch_name, width = DTYPES[info.dtype]
         last = info.elements if stop is None else stop
-        tensor = torch.empty(last - start, dtype=getattr(torch, torch_name))
+        tensor = torch.empty(last - start, dtype=getattr(torch, DTYPES[info.dtype][0]))
         if last > start:
-            self._read_into(info, tensor.view(torch.uint8).numpy().data, info.start + start * width)
+            self.read_into(name, start, tensor.view(torch.uint8).numpy().data)
         return tensor.reshape(info.shape) if start == 0 and stop is None else tensor
 
-    def _read_into(self, info: TensorInfo, view: memoryview, offset: int) -> None:
+    def read_into(self, name: str, start: int, view: memoryview) -> None:
+        """Fill a buffer of bytes with a tensor's elements as they are stored, from element `start` on."""
+        info = self.tensors[name]
+        offset = info.start + start * DTYPES[info.dtype][1]
         if info.file not in self._handles:
             self._handles[info.file] = os.open(info.file, os.O_RDONLY)
         handle = self._handles[info.file]

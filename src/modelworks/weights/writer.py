@@ -73,13 +73,11 @@ class CheckpointWriter:
         if count > 1:
             _write_index(folder, dict(zip(names, shards, strict=True)))
 
-    def write(self, name: str, tensor: torch.Tensor, start: int = 0) -> None:
-        """Write contiguous CPU elements of the planned dtype, beginning at element `start`."""
-        import torch
-
+    def write(self, name: str, tensor: torch.Tensor | memoryview, start: int = 0) -> None:
+        """Write contiguous CPU elements of the planned dtype, or their bytes, beginning at element `start`."""
         handle, offset = self._places[name]
         width = DTYPES[self._plan[name].dtype][1]
-        view = tensor.contiguous().view(-1).view(torch.uint8).numpy().data
+        view = tensor if isinstance(tensor, memoryview) else _bytes_of(tensor)
         position = offset + start * width
         while view:
             count = os.pwrite(handle, view, position)
@@ -113,6 +111,12 @@ class CheckpointWriter:
         if kind is None:
             self.sync()
         self.close()
+
+
+def _bytes_of(tensor: torch.Tensor) -> memoryview:
+    import torch
+
+    return tensor.contiguous().view(-1).view(torch.uint8).numpy().data
 
 
 def _header(shard: Sequence[Planned]) -> bytes:

@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +57,22 @@ def test_mergekits_file_gives_mergekits_tensors(name: str, folder: Path, tmp_pat
 
     assert mergekit_recipes.summed(tmp_path / "out") == pytest.approx(RECORDED[name], rel=1e-7, abs=1e-5)
     assert not (tmp_path / "modelworks.db").exists()
+
+
+@pytest.mark.parametrize(("method", "loads_torch"), [("ties", False), ("dare_ties", False), ("della", True)])
+def test_torch_is_loaded_only_where_it_computes(method: str, loads_torch: bool, folder: Path, tmp_path: Path) -> None:
+    models = [{"model": str(folder / name), "parameters": {"weight": 1}} for name in ("e1", "e2")]
+    recipe = tmp_path / "recipe.yml"
+    recipe.write_text(yaml.safe_dump({"merge_method": method, "base_model": str(folder / "base"), "models": models}))
+    code = "import sys; from modelworks.cli.main import run_command; "
+    code += "sys.exit(run_command(sys.argv[1:]) or 'torch' in sys.modules)"
+
+    done = subprocess.run(
+        [sys.executable, "-c", code, "merge", str(recipe), "--out", str(tmp_path / "out")], check=False
+    )
+
+    assert done.returncode == loads_torch
+    assert (tmp_path / "out" / "model.safetensors").is_file()
 
 
 def test_stacked_layers_load_and_the_config_follows(folder: Path, tmp_path: Path) -> None:

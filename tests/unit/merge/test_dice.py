@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from itertools import pairwise
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -35,6 +36,16 @@ def test_the_numbers_never_change() -> None:
 GOLDEN = ["011101001111011001001101", "011111000011010111001011"]
 
 
+@given(shares=st.lists(st.floats(0, 1, width=32), min_size=2, max_size=2), start=st.sampled_from([0, (1 << 31) - 9]))
+def test_numpy_draws_the_same_as_torch(shares: list[float], start: int) -> None:
+    dice = Dice(42, NAME, 2)
+
+    by_number, by_array = (dice.below(column, start, 999) for column in (chances(*shares), chances(*shares).numpy()))
+
+    assert torch.equal(by_number, torch.from_numpy(by_array))
+    assert np.array_equal(by_array, dice.below(np.repeat(chances(*shares).numpy(), 999, 1), start, 999))
+
+
 def test_nothing_has_a_chance_of_zero_and_everything_of_one() -> None:
     never, always = Dice(3, NAME, 2).below(chances(0.0, 1.0), 0, 1 << 20)
 
@@ -65,9 +76,9 @@ def test_models_tensors_seeds_and_far_away_elements_are_independent() -> None:
 
 
 def test_rolls_are_spread_evenly() -> None:
-    rolls = Dice(0, NAME, 1)._rolls(0, 0, 1 << 20, torch.device("cpu"))[0]
+    (rolls,) = Dice(0, NAME, 1)._rolls(0, 0, 1 << 20, torch.empty(0))
 
-    counts = torch.histc(rolls, 256, -(2.0**31), 2.0**31)
+    counts = torch.histc(rolls.float(), 256, -(2.0**31), 2.0**31)
     # chi square of 255 degrees of freedom: 255 on average, 22.6 its standard deviation
     assert ((counts - 4096) ** 2 / 4096).sum() < 255 + 5 * 22.6
 

@@ -13,10 +13,13 @@ if TYPE_CHECKING:
 
 def combine(piece: Piece, _params: Params, _each: Sequence[Params]) -> Tensor:
     """Average the weights (Wortsman et al. 2022, arXiv:2203.05482, uniform soup)."""
-    total = piece.models[0].clone()
+    total = piece.models[0] / 1
     for values in piece.models[1:]:
         total += values
-    return total / len(piece.models)
+    total /= len(piece.models)
+    return total
 
 
-AVERAGE = Method("average", Params, combine, space="weights", paper="arXiv:2203.05482")
+AVERAGE = Method(
+    "average", Params, combine, space="weights", in_numpy=lambda _params, _each: True, paper="arXiv:2203.05482"
+)

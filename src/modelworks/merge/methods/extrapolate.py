@@ -26,5 +26,6 @@ def combine(piece: Piece, params: ExtrapolateParams, _each: Sequence[Extrapolate
 
 
 EXTRAPOLATE = Method(
-    "extrapolate", ExtrapolateParams, combine, space="delta", models=(1, 1), paper="arXiv:2404.16792"
+    "extrapolate", ExtrapolateParams, combine, space="delta", models=(1, 1), in_numpy=lambda _params, _each: True,
+    paper="arXiv:2404.16792",
 )  # fmt: skip

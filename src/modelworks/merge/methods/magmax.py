@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from pydantic import Field, FiniteFloat
 
+from modelworks.merge.arrays import library
 from modelworks.merge.method import PER_MODEL, Method, Params, Piece
 
 if TYPE_CHECKING:
@@ -25,16 +26,15 @@ def combine(piece: Piece, params: MagMaxParams, each: Sequence[MagMaxParams]) ->
 
     Of two that are equally far from 0 on either side, it is the positive one, in whatever order the models come.
     """
-    import torch
-
-    highest = piece.deltas[0] * each[0].weight
-    lowest = highest.clone()
-    changes = torch.empty_like(highest)
+    lib = library(piece.deltas)
+    highest = lowest = piece.deltas[0] * each[0].weight
     for delta, its in zip(piece.deltas[1:], each[1:], strict=True):
-        torch.mul(delta, its.weight, out=changes)
-        torch.maximum(highest, changes, out=highest)
-        torch.minimum(lowest, changes, out=lowest)
-    return torch.where(highest >= -lowest, highest, lowest).mul_(params.lambda_)
+        changes = delta * its.weight
+        highest, lowest = lib.maximum(highest, changes), lib.minimum(lowest, changes)
+    taken: Tensor = lib.where(highest >= -lowest, highest, lowest) * params.lambda_
+    return taken
 
 
-MAGMAX = Method("magmax", MagMaxParams, combine, space="delta", paper="arXiv:2407.06322")
+MAGMAX = Method(
+    "magmax", MagMaxParams, combine, space="delta", in_numpy=lambda _params, _each: True, paper="arXiv:2407.06322"
+)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from pydantic import Field
 
+from modelworks.merge.arrays import library
 from modelworks.merge.method import Method, Params, Piece
 
 if TYPE_CHECKING:
@@ -20,9 +21,17 @@ class NearswapParams(Params):
 def combine(piece: Piece, params: NearswapParams, _each: Sequence[NearswapParams]) -> Tensor:
     """Interpolate each weight: p e + (1-p) b, p = min(t / |e - b|, 1) (alchemonaut 2024, QuartetAnemoi-70B-t0.0001)."""
     model, base = piece.models[0], piece.base
-    share = (params.t / (base - model).abs_().clamp_(min=1e-6)).clamp_(max=1)
-    taken = share * model
-    return taken.add_(share.neg_().add_(1).mul_(base))
+    lib = library(base)
+    share: Tensor = lib.clip(lib.reciprocal(lib.clip(abs(base - model), 1e-6, None)) * params.t, None, 1)
+    return share * model + (1 - share) * base
 
 
-NEARSWAP = Method("nearswap", NearswapParams, combine, space="weights", reads_base=True, models=(1, 1))
+NEARSWAP = Method(
+    "nearswap",
+    NearswapParams,
+    combine,
+    space="weights",
+    reads_base=True,
+    models=(1, 1),
+    in_numpy=lambda _params, _each: True,
+)

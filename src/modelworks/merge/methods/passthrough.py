@@ -22,4 +22,6 @@ def combine(piece: Piece, _params: PassthroughParams, each: Sequence[Passthrough
     return piece.models[0] * each[0].scale
 
 
-PASSTHROUGH = Method("passthrough", PassthroughParams, combine, space="weights", models=(1, 1))
+PASSTHROUGH = Method(
+    "passthrough", PassthroughParams, combine, space="weights", models=(1, 1), in_numpy=lambda _params, _each: True
+)

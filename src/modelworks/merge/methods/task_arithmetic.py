@@ -28,7 +28,12 @@ def combine(piece: Piece, params: TaskArithmeticParams, each: Sequence[TaskArith
     total = mix(piece.deltas, weights)
     if params.normalize and abs(sum(weights)) >= 1e-8:
         total /= sum(weights)
-    return total.mul_(params.scaling_coefficient)
+    if params.scaling_coefficient != 1:
+        total *= params.scaling_coefficient
+    return total
 
 
-TASK_ARITHMETIC = Method("task_arithmetic", TaskArithmeticParams, combine, space="delta", paper="arXiv:2212.04089")
+TASK_ARITHMETIC = Method(
+    "task_arithmetic", TaskArithmeticParams, combine, space="delta", in_numpy=lambda _params, _each: True,
+    paper="arXiv:2212.04089",
+)  # fmt: skip

@@ -5,8 +5,8 @@ import torch
 
 from modelworks.merge.consensus import OutlierParams
 from modelworks.merge.method import methods
-from modelworks.merge.methods.breadcrumbs import prepare as breadcrumbs
-from modelworks.merge.methods.breadcrumbs_ties import prepare as breadcrumbs_ties
+from modelworks.merge.methods.breadcrumbs import BREADCRUMBS
+from modelworks.merge.methods.breadcrumbs_ties import BREADCRUMBS_TIES
 from pieces import Looked
 
 LINEAR = ("dare_linear", "della_linear", "breadcrumbs")
@@ -48,7 +48,7 @@ def test_breadcrumbs_drop_the_largest_and_the_smallest() -> None:
     (piece,) = look.pieces()
 
     # of four: one dropped above, two kept, one dropped below
-    assert breadcrumbs(look, params, [params])(piece).tolist() == [0, 0, 3, -2]
+    assert BREADCRUMBS.begin(look, params, [params])(piece).tolist() == [0, 0, 3, -2]
 
 
 def test_breadcrumbs_ties_elects_among_what_is_left() -> None:
@@ -57,7 +57,7 @@ def test_breadcrumbs_ties_elects_among_what_is_left() -> None:
     (piece,) = look.pieces()
 
     # kept: 3, -2 and 2, -4; the sum of 3 and -4 elects minus
-    assert breadcrumbs_ties(look, params, [params] * 2)(piece).tolist() == [0, 2, -4, -2]
+    assert BREADCRUMBS_TIES.begin(look, params, [params] * 2)(piece).tolist() == [0, 2, -4, -2]
 
 
 @pytest.mark.parametrize("params", [{}, {"rescale": True, "normalize": True}])

@@ -3,13 +3,13 @@ from __future__ import annotations
 import pytest
 import torch
 
-from modelworks.merge.methods.ties import TiesParams, prepare
+from modelworks.merge.methods.ties import TIES, TiesParams
 from pieces import Looked
 
 
 def merged(deltas: list[list[float]], *each: TiesParams) -> list[float]:
     look = Looked(torch.tensor(deltas), torch.zeros(len(deltas[0])))
-    combine = prepare(look, each[0], each if len(each) > 1 else each * len(deltas))
+    combine = TIES.begin(look, each[0], each if len(each) > 1 else each * len(deltas))
     return [value for piece in look.pieces() for value in combine(piece).tolist()]
 
 
