@@ -45,6 +45,10 @@ class Page:
         self.call("Page.enable")
         self.call("Log.enable")
         self.call("Page.navigate", url=url)
+        self.arrive()
+
+    def arrive(self) -> None:
+        """Return once the next page is loaded, also one that a click leads to."""
         while self._receive().get("method") != "Page.loadEventFired":
             pass
 

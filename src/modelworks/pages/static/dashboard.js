@@ -174,10 +174,11 @@ function drawFacts() {
   const percent = done ? 100 : total ? Math.min(100, (100 * step) / total) : 0;
   const epochs = job.spec.max_steps || job.kind === "sweep" ? null : job.spec.num_train_epochs;
   const epoch = metric.epoch ?? progress.epoch;
-  const stage = state === "running" && progress.stage ? ` · ${progress.stage}` : "";
+  const far = job.kind === "train" || progress.unit === "bytes" ? "" : `${plain(progress.done)} of ${plain(progress.total)} ${progress.unit}`;
+  const stage = state === "running" && progress.unit ? [progress.stage, far].filter(Boolean).map((text) => ` · ${text}`).join("") : "";
   setText(byId("name"), nameOf(job));
   setText(byId("about"), `${aboutOf(job)} · job ${job.id}`);
-  byId("tiles").hidden = !isTraining;
+  byId("tiles").hidden = job.kind !== "train";
   setText(byId("status"), stateWord(state) + stage);
   byId("status").dataset.state = state;
   byId("progress").value = percent;

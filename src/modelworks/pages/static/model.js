@@ -33,7 +33,7 @@ function snippets() {
 async function look() {
   const served = (await fetchJson("/modelworks/deployments")).find(({ deployment, adapters }) => deployment.model_name === name || adapters.includes(name));
   setText(byId("state"), served ? `${stateWord(served.state)} on ${served.deployment.device}` : "not loaded");
-  byId("state").dataset.state = served?.state === "ready" ? "succeeded" : served?.state ?? "";
+  byId("state").dataset.state = served?.state ?? "";
   byId("load").hidden = Boolean(served);
   byId("unload").hidden = !served;
 }

@@ -1,5 +1,5 @@
 // The start page: what the server holds, serves and does, asked from its API.
-import { badge, byId, bytes, clock, fetchJson, jobLink, make, modelLink, number, press, setText, table } from "./show.js";
+import { badge, byId, bytes, clock, fetchJson, jobLink, make, modelLink, number, plain, press, setText, table } from "./show.js";
 
 const LOOK_MS = 3000;
 let mostJobs = 10;
@@ -22,7 +22,7 @@ function servedRow({ deployment, state, adapters, replicas, stats, tokens_per_se
   return [
     make("span", {}, modelLink(deployment.model_name), ...adapters.flatMap((name) => [", ", modelLink(name)])),
     make("span", { title: error ?? deployment.engine_reason }, badge(state), ` ${deployment.engine}, ${replicas.map(({ device }) => device).join(" ")}`),
-    `${sum("running")} + ${sum("waiting")}`, number(speed, 3), `${sum("kv_used_tokens")} / ${sum("kv_total_tokens")}`,
+    `${sum("running")} + ${sum("waiting")}`, number(speed, 3), `${plain(sum("kv_used_tokens"))} / ${plain(sum("kv_total_tokens"))}`,
     bytes(replicas.reduce((all, each) => all + each.rss_bytes, 0)), until ? clock(until) : "it is unloaded", unload,
   ];
 }
