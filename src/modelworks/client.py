@@ -217,13 +217,18 @@ class Client:
         return _DEPLOYMENTS.validate_json(self._send("GET", "/modelworks/deployments"))
 
     def load(
-        self, model: str, *, device: str | None = None, replicas: int = 1, keep_alive: float | str | None = None
-    ) -> DeploymentStatus:
+        self, model: str, *, device: str | None = None, replicas: int = 1, keep_alive: float | str | None = None,
+        quantization: str | None = None,
+    ) -> DeploymentStatus:  # fmt: skip
         """Have at least so many engines ready for `model`; those that are missing are started on `device`.
 
         It is unloaded when nobody asks for `keep_alive`: seconds, or `10m`, `1h`; below 0 it stays.
+        `quantization` is `none`, or `int8` for weights of a byte each.
         """
-        body = {"model": model, "device": device, "replicas": replicas, "keep_alive": keep_alive}
+        body = {
+            "model": model, "device": device, "replicas": replicas, "keep_alive": keep_alive,
+            "quantization": quantization,
+        }  # fmt: skip
         return _DEPLOYMENT.validate_json(self._send("POST", "/modelworks/deployments/load", json=body))
 
     def merge_live(self, spec: Mapping[str, object]) -> LiveMerge:

@@ -17,7 +17,7 @@ import pytest
 
 from artifacts import as_adapter, as_model
 from engines import answer_to, ask, gateway_over
-from modelworks.core.errors import Invalid, ModelworksError, NotFound, Unsupported
+from modelworks.core.errors import Conflict, Invalid, ModelworksError, NotFound, Unsupported
 from modelworks.core.generation import ContextLengthExceeded, EngineFailed, QueueFull, Started, Token
 from modelworks.core.nouns import Adapter, Model
 from modelworks.core.states import DeploymentState
@@ -180,6 +180,22 @@ def test_unload_ends_what_runs_too_long_with_an_error(shelf: list[Model | Adapte
         with pytest.raises(EngineFailed):
             async for _ in events:
                 pass
+
+    with_gateway(shelf, tmp_path, play)
+
+
+def test_weights_of_a_byte_each_are_asked_for_with_a_load_and_not_mixed_with_others(
+    shelf: list[Model | Adapter], tmp_path: Path
+) -> None:
+    async def play(gateway: Gateway) -> None:
+        status = await gateway.load("base", quantization="int8")
+        assert status.deployment.quantization == "int8"
+        text, _ = await answer_to(gateway, ask("left"))
+        assert text
+        assert (await gateway.stats())[0].stats[0].dtype == "int8"
+        with pytest.raises(Conflict, match="base is loaded with other weights than none; unload it first"):
+            await gateway.load("base", quantization="none")
+        assert (await gateway.load("base")).deployment.quantization == "int8"
 
     with_gateway(shelf, tmp_path, play)
 

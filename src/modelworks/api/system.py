@@ -46,6 +46,9 @@ class Load(Wish):
 
     replicas: int = Field(1, ge=1, le=64, description="engines that share its requests")
     device: str | None = Field(None, description="cpu, cuda, cuda:N or auto, which is the freest GPU or else the CPU")
+    quantization: Literal["none", "int8"] | None = Field(
+        None, description="int8: weights of a byte each, by the native engine on a CPU; default: as set"
+    )
     keep_alive: Annotated[float, BeforeValidator(seconds_of)] | None = Field(
         None, description="seconds it stays when nobody asks, or 10m, 1h; below 0 for good; default: as set"
     )
@@ -86,7 +89,7 @@ async def deployments(
 @router.post("/deployments/load")
 async def load(wish: Load, app: App) -> DeploymentStatus:
     """Start engines for a model, or add an adapter to those of its base; answers when they are ready."""
-    return await app.gateway.load(wish.model, device=wish.device, replicas=wish.replicas, keep_alive=wish.keep_alive)
+    return await app.gateway.load(wish.model, **wish.model_dump(exclude={"model"}))
 
 
 @router.post("/deployments/merge")

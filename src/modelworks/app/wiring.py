@@ -48,7 +48,7 @@ class App:
         """Raises NotFound or Unsupported when there is no such engine here as the settings name."""
         settings = self.services.settings
         kinds = find_plugins("modelworks.serve.engines", EngineKind)
-        choose_engine(kinds, settings.engine, "cpu", settings.engine_programs)
+        choose_engine(kinds, settings.engine, "cpu", settings.engine_programs, settings.quantization)
 
     @asynccontextmanager
     async def engines(self) -> AsyncIterator[Gateway]:
@@ -59,6 +59,7 @@ class App:
             environment=child_environment(settings),
             engine=settings.engine,
             programs=settings.engine_programs,
+            quantization=settings.quantization,
             max_sequences=settings.max_sequences,
             max_queued=settings.max_queued_requests,
             keep_alive=settings.keep_alive,

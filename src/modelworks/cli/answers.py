@@ -155,8 +155,8 @@ def open_answerer(session: Session, models: Iterable[str]) -> Iterator[Answerer]
     settings = session.settings
     own = running_server(settings)
     url = settings.server or (own.url if own else None)
-    if url is not None and "engine" in session.flags:
-        raise Unsupported(f"the server at {url} answers, with its own engine; leave --engine out, or stop the server")
+    if url is not None and (ours := [f"--{flag}" for flag in ("engine", "quantization") if flag in session.flags]):
+        raise Unsupported(f"the server at {url} answers, with its own engine; leave {ours[0]} out, or stop the server")
     with asyncio.Runner() as runner, ExitStack() as stack:
         source = _engine(session, models, runner, stack) if url is None else _remote(session, url, runner, stack)
         yield Answerer(runner, source, 2 * settings.max_sequences)

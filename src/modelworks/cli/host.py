@@ -34,6 +34,7 @@ from modelworks.cli.options import Command, Group, Session, pass_session
     "--entries", metavar="DIR", type=click.Path(), help="Folder with config.json and a models package of own entries."
 )
 @click.option("--engine", metavar="NAME", help="auto, native, vllm, openvino or llama_server.  [default: auto]")
+@click.option("--quantization", type=click.Choice(["none", "int8"]), help="Weights in a byte each.  [default: none]")
 @click.option("--max-sequences", type=int, metavar="N", help="Requests an engine decodes together.  [default: 32]")
 @click.option(
     "--keep-alive", metavar="TIME", help="How long an idle model stays: 90s, 10m, 1h; -1 for good.  [default: -1]"

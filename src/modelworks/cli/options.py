@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from modelworks.app.wiring import App
     from modelworks.core.config import Loaded, Settings
 
-SETTING_FLAGS = ("home", "allow_paths", "server", "engine")
+SETTING_FLAGS = ("home", "allow_paths", "server", "engine", "quantization")
 
 
 @dataclass

@@ -19,6 +19,10 @@ def sampling_options(temperature: float, longest: str) -> Callable[..., Any]:
             "--engine", metavar="NAME", expose_value=False, callback=keep,
             help="Where no server runs: auto, native, vllm, openvino or llama_server.  [default: auto]",
         ),
+        click.option(
+            "--quantization", type=click.Choice(["none", "int8"]), expose_value=False, callback=keep,
+            help="Where no server runs: keep weights in a byte each.  [default: none]",
+        ),
         click.option("--max-tokens", type=int, show_default=longest, metavar="N", help="Longest answer."),
         click.option(
             "--temperature", type=float, default=temperature, show_default=True, metavar="X", help="0: the likeliest."

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -66,12 +66,13 @@ def _until(item: DeploymentStatus) -> str:
 @click.argument("name")
 @click.option("--device", metavar="DEVICE", help="cpu, cuda, cuda:N or auto: the freest GPU, else the CPU.")
 @click.option("--replicas", type=click.IntRange(1, 64), default=1, metavar="N", help="Engines that share its requests.")
+@click.option("--quantization", type=click.Choice(["none", "int8"]), help="int8: weights in a byte each.")
 @click.option("--keep-alive", metavar="TIME", help="How long it stays when nobody asks: 90s, 10m, 1h; -1 for good.")
 @pass_session
-def load_model(session: Session, name: str, device: str | None, replicas: int, keep_alive: str | None) -> None:
+def load_model(session: Session, name: str, **wishes: Any) -> None:
     """Have a model, adapter or entry ready to answer, on at least so many engines."""
     with server_client(session) as client:
-        status = client.load(name, device=device, replicas=replicas, keep_alive=keep_alive)
+        status = client.load(name, **wishes)
     devices = ", ".join(replica.device for replica in status.replicas)
     session.answer(status, f"{name}  {status.state.value} on {devices}")
 

@@ -78,6 +78,9 @@ class Settings(Spec):
     batch_size: int = Field(8, ge=1, description="requests an own entry answers together")
     max_queued_requests: int = Field(256, ge=1, description="requests waiting for an engine before 429")
     engine: str = Field("auto", description="what serves models: auto, native, vllm, openvino or llama_server")
+    quantization: Literal["none", "int8"] = Field(
+        "none", description="int8: the native engine keeps weights in a byte each, for memory and few answers"
+    )
     engine_programs: dict[str, str] = Field(
         default_factory=dict, description="where the program of an engine is: its file or virtual environment, by name"
     )

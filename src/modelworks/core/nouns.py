@@ -205,7 +205,7 @@ class Event:
 class Deployment:
     """A wish that a model be served: `model` is an artifact id; adapters of it are served beside it.
 
-    `engine_reason` is why this engine serves it.
+    `engine_reason` is why this engine serves it; `quantization` is what its weights are kept as.
     """
 
     id: str
@@ -213,6 +213,7 @@ class Deployment:
     model_name: str
     engine: str
     engine_reason: str = ""
+    quantization: str = "none"
     device: str
     replicas: int = 1
     created_at: datetime

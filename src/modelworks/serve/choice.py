@@ -12,7 +12,7 @@ AUTO = "auto"
 
 
 def choose_engine(
-    kinds: Mapping[str, EngineKind], wish: str, device: str, programs: Mapping[str, str]
+    kinds: Mapping[str, EngineKind], wish: str, device: str, programs: Mapping[str, str], quantization: str = "none"
 ) -> tuple[EngineKind, str]:
     """The engine for a device, and why it.
 
@@ -20,8 +20,17 @@ def choose_engine(
 
     Raises:
         NotFound: there is no such engine.
-        Unsupported: its program is not here; how to install it.
+        Unsupported: its program is not here; how to install it. Or it has no such `quantization`.
     """
+    kind, why = _choose(kinds, wish, device, programs)
+    if quantization != "none" and kind.name != "native":
+        raise Unsupported(f"engine {kind.name} is given no {quantization} weights; use native, or none of it")
+    return kind, why
+
+
+def _choose(
+    kinds: Mapping[str, EngineKind], wish: str, device: str, programs: Mapping[str, str]
+) -> tuple[EngineKind, str]:
     # an entry's engine serves nothing but entries
     offered = {name: kind for name, kind in kinds.items() if name != "entry"}
     if wish != AUTO:

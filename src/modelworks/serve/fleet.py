@@ -43,6 +43,7 @@ class GatewaySettings:
     device: str = "auto"
     gpus: int = 0
     dtype: str | None = None
+    quantization: str = "none"
     max_sequences: int = 32
     max_queued: int = 256
     # None: a share of the budget
@@ -64,7 +65,8 @@ class Fleet:
     def __init__(self, settings: GatewaySettings, merging: EngineKind | None, cores: CoreBudget | None) -> None:
         self._settings, self._merging = settings, merging
         self._kinds = find_plugins("modelworks.serve.engines", EngineKind)
-        choose_engine(self._kinds, settings.engine, "cpu", settings.programs)  # refused before anything starts
+        # refused before anything starts
+        choose_engine(self._kinds, settings.engine, "cpu", settings.programs, settings.quantization)
         # The merges in memory go with their deployments; both by key.
         self.live: dict[str, Live] = {}
         self.deployed: dict[str, Deployed] = {}
@@ -84,7 +86,7 @@ class Fleet:
         """The deployment of `target`, if there is one."""
         return self.deployed.get(key_of(target))
 
-    def deploy(self, target: Servable, device: str | None = None) -> Deployed:
+    def deploy(self, target: Servable, device: str | None = None, quantization: str | None = None) -> Deployed:
         """The deployment of `target`, started if it is not there. One that failed for good is tried anew."""
         if self._closed:
             raise Unavailable("the server is stopping")
@@ -94,7 +96,8 @@ class Fleet:
         if deployed is None or deployed.state is DeploymentState.FAILED:
             wished = deployed.devices if deployed is not None and device is None else (self.place(device),)
             keep_alive = deployed.keep_alive if deployed is not None else self._settings.keep_alive
-            deployed = self._make(target, wished[0], keep_alive)
+            quantization = quantization or (deployed.deployment.quantization if deployed is not None else None)
+            deployed = self._make(target, wished[0], keep_alive, quantization)
             for each in wished:
                 deployed.begin(each)
             self.deployed[key_of(target)] = deployed
@@ -105,7 +108,9 @@ class Fleet:
         taken = [device for deployed in self.deployed.values() for device in deployed.devices]
         return choose_device(wish or self._settings.device, self._settings.gpus, taken)
 
-    async def check_room(self, target: Servable, device: str | None = None, replicas: int = 1) -> None:
+    async def check_room(
+        self, target: Servable, device: str | None = None, replicas: int = 1, quantization: str | None = None
+    ) -> None:
         """Raises OutOfMemory when replicas that are to be started would not fit; what an entry takes nobody knows."""
         deployed = self.of(target)
         there = len(deployed.standing) if deployed and deployed.state is not DeploymentState.FAILED else 0
@@ -113,8 +118,9 @@ class Fleet:
             return
         reserved = sum(other.reserved_bytes for other in self.deployed.values())
         need = await asyncio.to_thread(
-            check_memory, target.name, folder_of(target), self._settings.dtype, reserved, replicas - there
-        )
+            check_memory, target.name, folder_of(target), self._settings.dtype, reserved, replicas - there,
+            quantization or self._settings.quantization,
+        )  # fmt: skip
         self._needs[key_of(target)] = need
 
     async def end(self, deployed: Deployed, drain_seconds: float) -> None:
@@ -131,19 +137,20 @@ class Fleet:
             self._cores.changed = lambda: None
         await asyncio.gather(*(self.end(deployed, 0) for deployed in tuple(self.deployed.values())))
 
-    def _make(self, target: Servable, device: str, keep_alive: float) -> Deployed:
+    def _make(self, target: Servable, device: str, keep_alive: float, quantization: str | None) -> Deployed:
         settings = self._settings
         count = settings.threads or (self._cores.engine_threads(1) if self._cores else None)
-        kind, why = self._kind_of(target, device)
+        quantization = quantization or ("none" if isinstance(target, Entry) else settings.quantization)
+        kind, why = self._kind_of(target, device, quantization)
         together = target.batch_size if isinstance(target, Entry) else settings.max_sequences
         deployment = Deployment(
             id=new_id(), model=key_of(target), model_name=target.name, engine=kind.name, engine_reason=why,
-            device=device, created_at=clock.now(),
+            quantization=quantization, device=device, created_at=clock.now(),
         )  # fmt: skip
         logger.info("an engine is chosen", extra={"model": target.name, "engine": kind.name, "reason": why})
         spec = EngineSpec(
             program=settings.programs.get(kind.name), model_folder=str(folder_of(target)), model_name=target.name,
-            dtype=settings.dtype, max_sequences=together, threads=count,
+            dtype=settings.dtype, quantization=quantization, max_sequences=together, threads=count,
         )  # fmt: skip
         threads = {"OMP_NUM_THREADS": str(count)} if count else {}
         environment = {**settings.environment, **threads}
@@ -163,14 +170,16 @@ class Fleet:
         made.need_bytes = self._needs.pop(key_of(target), 0)
         return made
 
-    def _kind_of(self, target: Servable, device: str) -> tuple[EngineKind, str]:
+    def _kind_of(self, target: Servable, device: str, quantization: str) -> tuple[EngineKind, str]:
         if isinstance(target, Live):
             if self._merging is None:
                 raise Unsupported("no engine here merges in memory")
             return self._merging, "its weights are made from a recipe"
         if isinstance(target, Entry):
+            if quantization != "none":
+                raise Unsupported(f"{target.name} is an entry, which computes by itself; leave quantization out")
             return self._kinds["entry"], "a model of the operator's own"
-        return choose_engine(self._kinds, self._settings.engine, device, self._settings.programs)
+        return choose_engine(self._kinds, self._settings.engine, device, self._settings.programs, quantization)
 
     def _share_cores(self) -> None:
         """Give every engine that answers on the CPU its share of the cores."""

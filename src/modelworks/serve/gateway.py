@@ -101,23 +101,27 @@ class Gateway:
                 deployed.note_answer(watch.seconds)
 
     async def load(
-        self, name: str, *, device: str | None = None, replicas: int = 1, keep_alive: float | None = None
-    ) -> DeploymentStatus:
+        self, name: str, *, device: str | None = None, replicas: int = 1, keep_alive: float | None = None,
+        quantization: str | None = None,
+    ) -> DeploymentStatus:  # fmt: skip
         """Have a model, an adapter on its base, or an entry ready to answer, on at least so many replicas.
 
         Those that are missing are started on `device`: `cpu`, `cuda`, `cuda:N` or `auto`. Waits until all can answer.
         It goes when nobody has asked for `keep_alive` seconds; below 0 it stays. None leaves that as it is.
 
         Raises:
-            Unsupported: this machine has no such device.
+            Unsupported: this machine has no such device, or the engine no such `quantization`.
+            Conflict: it is loaded with another `quantization`.
             OutOfMemory: it would not fit.
             ModelworksError: why it cannot be served.
         """
         target, adapter = await self._find(name)
         if not 1 <= replicas <= most_replicas(target):
             raise Invalid(f"{replicas} replicas of {name}: from 1 to {most_replicas(target)} can be had")
-        await self._fleet.check_room(target, device, replicas)
-        deployed = self._fleet.deploy(target, device)
+        await self._fleet.check_room(target, device, replicas, quantization)
+        deployed = self._fleet.deploy(target, device, quantization)
+        if quantization not in {None, deployed.deployment.quantization}:
+            raise Conflict(f"{target.name} is loaded with other weights than {quantization}; unload it first")
         with deployed.open:
             if keep_alive is not None:
                 deployed.keep_alive = keep_alive

@@ -18,14 +18,17 @@ _BYTES = {"F64": 8, "F32": 4, "I32": 4, "I64": 8, "F16": 2, "BF16": 2, "I8": 1, 
 _WIDTHS = {"float32": 4, "bfloat16": 2, "float16": 2, "int8": 1}
 
 
-def check_memory(name: str, folder: Path, dtype: str | None, reserved: int, replicas: int = 1) -> int:
+def check_memory(
+    name: str, folder: Path, dtype: str | None, reserved: int, replicas: int = 1, quantization: str = "none"
+) -> int:
     """The bytes that one engine of a model folder is expected to take, of which there are enough for `replicas`.
 
     Raises:
         OutOfMemory: with what is needed and what there is; `reserved` bytes belong to engines that are being loaded.
     """
     try:
-        weights, cache = _weight_bytes(folder, dtype), _cache_bytes(folder, dtype)
+        kept = dtype if quantization == "none" else quantization
+        weights, cache = _weight_bytes(folder, kept), _cache_bytes(folder, dtype)
     except (OSError, ValueError, LookupError, TypeError, AttributeError, struct.error):
         return 0  # the engine says what is wrong with its files
     need, free = int((weights + cache) * SPARE), available_bytes() - reserved
@@ -77,6 +80,8 @@ def _weight_bytes(folder: Path, dtype: str | None) -> int:
                     if tensor["dtype"] in {"F64", "F32", "F16", "BF16"}
                     else _BYTES.get(tensor["dtype"], 1)
                 )
+                # looked up as they are
+                width += 4 * (dtype == "int8" and "embed" in name)
                 total += math.prod(tensor["shape"]) * width
     return total or sum(path.stat().st_size for path in folder.glob("*.gguf"))
 

@@ -30,6 +30,7 @@ def test_the_need_is_weights_in_the_engines_precision_and_a_first_cache_and_a_fi
     cache = 2 * 2 * 2 * 8 * 4 * 4096
     assert check_memory("small", folder, "float32", 0) == int((4_000_000 + cache) * 1.2)
     assert check_memory("small", folder, "bfloat16", 0) == int((2_000_000 + cache / 2) * 1.2)
+    assert check_memory("small", folder, "float32", 0, quantization="int8") == int((1_000_000 + cache) * 1.2)
 
 
 def test_engines_that_are_being_loaded_count(tmp_path: Path) -> None:
