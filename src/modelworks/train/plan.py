@@ -8,12 +8,14 @@ from importlib.util import find_spec
 from typing import Any, Literal, TypeAlias
 
 from modelworks.core.errors import Invalid, ModelworksError, NotFound, Problem, Unsupported
+from modelworks.core.generation import ChatTemplateMissing
 from modelworks.core.ids import check_name
 from modelworks.core.nouns import Adapter, AnyArtifact, Dataset, JsonObject, Model
 from modelworks.core.registry import choose
 from modelworks.core.spec import parse_spec
 from modelworks.data.format import formats
 from modelworks.data.record import Conversation, Preference, Prompted, Rated, Record, Text
+from modelworks.data.render import ChatTemplate
 from modelworks.train.cutting import cut_problems
 from modelworks.train.footprint import device_of, least_memory
 from modelworks.train.microbatches import memory_bytes
@@ -267,8 +269,14 @@ def _row_problems(
             f"import rows of one of the formats {giving}, or choose the strategy {' or '.join(fitting)}",
             "dataset_schema_mismatch",
         )
-    elif isinstance(model, Model) and strategy.name not in ("grpo", "rlhf") and spec.tuning in strategy.learning_rates:
-        yield from cut_problems(model, dataset, settle(spec, model).max_length)
+    elif isinstance(model, Model):
+        try:
+            if found is not None and found.makes is not Text:
+                ChatTemplate.load(model.path).check()
+            if strategy.name not in ("grpo", "rlhf") and spec.tuning in strategy.learning_rates:
+                yield from cut_problems(model, dataset, settle(spec, model).max_length)
+        except ChatTemplateMissing as error:
+            yield Problem("model", error.message, code=error.code)
 
 
 def _where(error: ModelworksError) -> str:

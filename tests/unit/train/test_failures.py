@@ -25,6 +25,8 @@ def services(tmp_path_factory: pytest.TempPathFactory) -> Services:
     home = tmp_path_factory.mktemp("home")
     app = open_app(Settings.model_validate({"home": home, "hub_offline": True}))
     app.services.catalog.add_model(tiny_llama(home / "tiny"), "org/tiny")
+    (tiny_llama(home / "plain") / "chat_template.jinja").unlink()
+    app.services.catalog.add_model(home / "plain", "org/plain")
     write(home / "rows.jsonl", "".join(f'{{"prompt": "{number}", "completion": "b"}}\n' for number in range(4)))
     app.services.catalog.upload(home / "rows.jsonl", ImportSpec(name="rows"))
     return app.services
@@ -53,6 +55,7 @@ def resume(_services: Services, folder: Path) -> None:
     ("attempt", "code", "found", "remedy"),
     [
         (train(model="org/tyni"), "model_not_found", "org/tyni", "org/tiny"),
+        (train(model="org/plain"), "chat_template_missing", "has no chat template", "use an instruct model"),
         (train(dataset="rosw"), "dataset_not_found", "rosw", "rows"),
         (train(strategy="dpo"), "dataset_schema_mismatch", "rows holds conversations", "import rows of one of"),
         (bring('{"x": 1}\n' * 3), "dataset_schema_mismatch", "has the columns x", "columns: {instruction"),
