@@ -232,8 +232,11 @@ class Catalog:
         """The family tree of a model or dataset, back to what was pulled or uploaded."""
         try:
             found: AnyArtifact = self.model(name)
-        except NotFound:
-            found = self.dataset(name)
+        except NotFound as no_model:
+            try:
+                found = self.dataset(name)
+            except NotFound:
+                raise no_model from None
         return self._node(found, "self")
 
     def reward_file(self, name: str) -> File:

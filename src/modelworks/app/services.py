@@ -309,7 +309,9 @@ class Services:
             both = names & _names_of(other, parse_spec(other.spec, job.spec))
             if both:
                 name = min(both)[1]
-                raise Conflict(f"job {job.id}, which is {job.state}, will publish {name!r}; choose another name")
+                raise Conflict(
+                    f"job {job.id}, which is {job.state}, will publish {name!r}; wait for it, or choose another name"
+                )
         return dumped
 
 

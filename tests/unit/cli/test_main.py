@@ -61,6 +61,7 @@ def test_each_kind_of_error_has_its_exit_code(error: errors.ModelworksError, cod
     [
         (["jobs", "ls", "--home", "{file}"], 1, "cannot be used"),
         (["jobs", "ls", "--home", "{folder}", "--kind", "trian"], 4, "did you mean train"),
+        (["models", "show", "nobody", "--lineage", "--home", "{folder}"], 4, "no model is called"),
         (["upload", "n" * 300, "--home", "{folder}"], 1, "File name too long"),
         (["serve", "--keep-alive", "soon", "--home", "{folder}"], 2, "write 90s"),
         (["train", "--model", "m", "--dataset", "d", "--sweep", "lr=", "--home", "{folder}"], 2, "has no values"),
