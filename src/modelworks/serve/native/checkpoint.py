@@ -171,7 +171,7 @@ class FolderSource:
             try:
                 file = safe_open(path, framework="pt")
             except (SafetensorError, OSError) as error:
-                raise Invalid(f"{path} cannot be read: {error}") from None
+                raise Invalid(f"{path} cannot be read: {error}; wait until it is whole, or copy it again") from None
             for name in file.keys():  # type: ignore[no-untyped-call]  # noqa: SIM118 - no dict, no types
                 self._readers[name] = lambda file=file, name=name: file.get_tensor(name)  # type: ignore[misc] # defaults bind the loop's values
 
