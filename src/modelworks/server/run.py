@@ -163,6 +163,7 @@ def _welcome(settings: Settings, url: str, personas: Mapping[int, Persona]) -> s
     return (
         f"Modelworks {modelworks.__version__} listens on {url} ({door})\n"
         f"  workspace   {settings.home}\n"
+        f"  pages       {url}\n"
         f"  OpenAI API  {url}/v1\n{others}"
         f"  next        modelworks models ls | modelworks jobs ls | modelworks chat MODEL\n"
         f"  end         Ctrl-C; running jobs go on and are taken up by the next server"
