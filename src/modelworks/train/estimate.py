@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import islice
+from pathlib import Path
 
-from modelworks.core.nouns import AnyArtifact, Dataset, Model
+from modelworks.core.nouns import AnyArtifact, Dataset
+from modelworks.data.batches import order_by_length
 from modelworks.data.record import Preference, Prompted, Record, read_records
 from modelworks.data.render import IGNORED, ChatTemplate, encode_example, load_tokenizer
 from modelworks.train import rate
@@ -19,17 +21,24 @@ from modelworks.train.strategy import Settled
 
 # Of a larger dataset so many rows are tokenised, and the rest is taken to be like them.
 ROWS_LOOKED_AT = 5000
-# Values kept for the gradient, a token and layer, by what they are as wide as; and what is scratch beside them.
-_KEPT_HIDDEN, _KEPT_INNER, _SCRATCH = 8, 4, 1.17
-# Of a position that is scored: logits, their float32 copy, its softmax and its gradient.
+# Values kept for the gradient, a token and layer: widths of the network, and of its MLP; by who computes the layers.
+_KEPT = {"ours": (12, 2), "library": (16, 4), "qlora": (16, 4)}
+# Of a position that is scored: logits, their softmax and its gradient.
 _LOGITS = 3
-# Share of the machine's matmul rate that a training reaches, measured over short runs.
-_REACHED = 0.55
+# Share of the machine's matmul rate that a training reaches, and what it takes besides.
+_REACHED = {"ours": 0.55, "library": 0.4, "qlora": 0.3}
+_START_SECONDS = 12.0
+_COMPARED = ("dpo", "kto")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Estimate:
-    """What a training does and takes. Memory is within a quarter, seconds within a factor of two on a quiet machine."""
+    """What a training does and takes.
+
+    The constants are fitted, in float32 on a 2-core Zen 3, to trainings of two steps (sft with LoRA and full, qlora, dpo)
+    of a network of SmolLM2-135M's widths with 6 of its 30 layers: memory to 12 %, seconds, told in time of the processor,
+    to 25 %. Elsewhere, and above all on a GPU, they are a guess.
+    """
 
     strategy: str
     tuning: str
@@ -62,38 +71,61 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Rows:
-    """Rows as tokens: of each what is read and what is scored."""
+    """Rows as tokens: how many texts each has, what is read of them, the longest, and what is scored."""
 
+    texts: int
     lengths: Sequence[int]
+    widths: Sequence[int]
     scored: Sequence[int]
     truncated: int
     masked: int
     looked_at: int
 
 
-def estimate(spec: TrainSpec, inputs: Mapping[str, AnyArtifact], *, measure: bool = True) -> Estimate:
+@dataclass(frozen=True)
+class Batch:
+    """What a batch computes: tokens with their padding, the sum of their squared lengths, and positions scored."""
+
+    rows: int
+    width: int
+    tokens: int
+    squares: int
+    scored: int
+
+
+def estimate(
+    spec: TrainSpec,
+    inputs: Mapping[str, AnyArtifact],
+    *,
+    read: Callable[[Path, Path, int, str], Rows] | None = None,
+    measure: Callable[[str], float | None] = rate.measured,
+) -> Estimate:
     """Tokenise the rows and work out the rest.
 
     Args:
-        measure: multiply matrices for a moment, in a process of its own, to tell the seconds.
+        read: as `read_rows`.
+        measure: the machine's rate in a dtype, or None: then the seconds are not told.
     """
     start = adapter_to_go_on_from(spec, inputs)
     spec = spec if start is None else spec.model_copy(update=dict(lora_of(start)))
     model, dataset = chosen_inputs(spec, inputs)
     settled, device, network = settle(spec, model), device_of(spec), Network.of(model)
     dtype = dtype_of(spec, device)
-    rows = read_rows(model, dataset, settled.max_length)
+    rows = (read or read_rows)(model.path, dataset.path, settled.max_length, spec.strategy)
     share = dataset.train_rows / max(rows.looked_at, 1)
-    batches = math.ceil(max(len(rows.lengths) * share, 1) / settled.per_device_train_batch_size / spec.num_processes)
-    steps_an_epoch = math.ceil(batches / spec.gradient_accumulation_steps)
+    size = settled.per_device_train_batch_size * spec.num_processes
+    steps_an_epoch = math.ceil(max(len(rows.lengths) * share, 1) / size / spec.gradient_accumulation_steps)
     steps = spec.max_steps or math.ceil(steps_an_epoch * settled.num_train_epochs)
-    memory = weights_bytes(spec, network, width_of(dtype)) | _activations(
-        spec, settled, network, rows, device, width_of(dtype)
-    )
-    after = memory["start"] + memory["weights"] + 5 * network.parameters
-    needed = max(sum(memory.values()), after if spec.merge or spec.export_gguf else 0)
+    batches = _batches(rows, size, spec.seed)
+    drawn = batches[: steps * spec.gradient_accumulation_steps]
+    memory = weights_bytes(spec, network, width_of(dtype)) | max(
+        (_activations(spec, rows, network, batch, device, width_of(dtype)) for batch in drawn),
+        key=lambda parts: sum(parts.values()), default={},
+    )  # fmt: skip
+    needed = _most(spec, memory, rows, batches, network, dataset.validation_rows)
     answers_itself = spec.strategy in ("grpo", "rlhf")
-    gflops = rate.measured(dtype) if measure and device == "cpu" and not answers_itself else None
+    gflops = measure(dtype) if device == "cpu" and not answers_itself else None
+    measured = dataset.validation_rows / max(rows.looked_at, 1) * (1 + steps // (spec.eval_steps or steps + 1))
     return Estimate(
         strategy=spec.strategy,
         tuning=spec.tuning,
@@ -103,7 +135,7 @@ def estimate(spec: TrainSpec, inputs: Mapping[str, AnyArtifact], *, measure: boo
         trainable_parameters=network.adapter(spec) if spec.tuning == "lora" else network.parameters,
         rows=round(len(rows.lengths) * share),
         tokens=round(sum(rows.lengths) * share),
-        longest_row=max(rows.lengths, default=0),
+        longest_row=max(rows.widths, default=0),
         truncated_rows=round(rows.truncated * share),
         masked_rows=round(rows.masked * share),
         steps=steps,
@@ -112,31 +144,43 @@ def estimate(spec: TrainSpec, inputs: Mapping[str, AnyArtifact], *, measure: boo
         memory=memory,
         memory_there_is=memory_bytes(),
         disk_bytes=disk_bytes(spec, model),
-        seconds=gflops and _seconds(spec, network, rows, share * steps / steps_an_epoch, gflops),
+        seconds=gflops and _seconds(spec, network, rows, drawn, steps, measured, gflops),
         matmul_gflops=gflops,
         notes=tuple(_notes(spec, settled, dataset, rows, needed, device)),
     )
 
 
-def read_rows(model: Model, dataset: Dataset, max_length: int) -> Rows:
-    """Tokenise the rows to learn as `model` writes them; of a pair both answers are rows."""
-    tokenizer, template = load_tokenizer(model.path), ChatTemplate.load(model.path)
-    lengths, scored, truncated, masked, looked_at = [], [], 0, 0, 0
-    for record in islice(read_records(dataset.path, "train"), ROWS_LOOKED_AT):
+def read_rows(model: Path, dataset: Path, max_length: int, strategy: str) -> Rows:
+    """Tokenise the rows to learn as `model` writes them, as the strategy does: a pair is one row of two texts."""
+    tokenizer, template = load_tokenizer(model), ChatTemplate.load(model)
+    found: list[tuple[int, int, int]] = []
+    truncated = masked = looked_at = unjoined = 0
+    texts = 1
+    for record in islice(read_records(dataset, "train"), ROWS_LOOKED_AT):
         looked_at += 1
         if isinstance(record, Prompted):
             text = template.render(record.messages, add_generation_prompt=True)
-            lengths.append(min(len(tokenizer.encode(text, add_special_tokens=False).ids), max_length))
+            length = min(len(tokenizer.encode(text, add_special_tokens=False).ids), max_length)
+            found.append((length, length, 0))
             continue
         examples = [encode_example(tokenizer, template, each) for each in _texts(record)]
+        if strategy == "pretrain":  # documents are joined, and cut into blocks
+            unjoined += sum(len(each.input_ids) for each in examples if each)
+            continue
         learned = [0 if e is None else sum(label != IGNORED for label in e.labels[1:max_length]) for e in examples]
         truncated += any(e is not None and len(e.input_ids) > max_length for e in examples)
-        if not all(learned):
-            masked += 1
-            continue
-        lengths.append(sum(min(len(e.input_ids), max_length) for e in examples if e is not None))
-        scored.append(sum(learned))
-    return Rows(lengths, scored or [0] * len(lengths), truncated, masked, looked_at)
+        lengths = [min(len(e.input_ids), max_length) for e in examples if e is not None]
+        apart = strategy == "kto"
+        masked += not all(learned)
+        if apart:
+            found += [(length, length, count) for length, count in zip(lengths, learned, strict=False) if count]
+        elif all(learned):
+            texts = len(examples)
+            found.append((sum(lengths), max(lengths), sum(learned)))
+    blocks = [max_length] * (unjoined // max_length) + [unjoined % max_length] * (unjoined % max_length > 1)
+    found += [(length, length, length - 1) for length in blocks]
+    lengths, widths, scored = ([each[at] for each in found] for at in range(3))
+    return Rows(texts, lengths, widths, scored, truncated, masked, looked_at)
 
 
 def _texts(record: Record) -> Iterator[Record]:
@@ -146,31 +190,78 @@ def _texts(record: Record) -> Iterator[Record]:
         yield record
 
 
+def _batches(rows: Rows, size: int, seed: int) -> list[Batch]:
+    """Those of the first epoch, as the trainer draws them."""
+    order = order_by_length(rows.widths, size, seed * 1_000_003)
+    found = []
+    for at in range(0, len(order), size):
+        chosen = order[at : at + size]
+        count, width = len(chosen), max(rows.widths[row] for row in chosen)
+        tokens = count * rows.texts * width
+        found.append(Batch(count, width, tokens, tokens * width, sum(rows.scored[row] for row in chosen)))
+    return found
+
+
 def _activations(
-    spec: TrainSpec, settled: Settled, network: Network, rows: Rows, device: str, width: int
+    spec: TrainSpec, rows: Rows, network: Network, batch: Batch, device: str, width: int
 ) -> dict[str, int]:
-    """Bytes at the heaviest moment: the longest batch, or as much of it as is computed at once."""
-    longest = sorted(zip(rows.lengths, rows.scored, strict=True), reverse=True)[: settled.per_device_train_batch_size]
-    padded = len(longest) * (longest[0][0] if longest else 0)
-    tokens = min(padded, max(FIRST_TOKENS[device], longest[0][0] if longest else 0))
-    scored = sum(count for _, count in longest) * tokens / max(padded, 1)
-    values = (_KEPT_HIDDEN * network.hidden + _KEPT_INNER * network.inner) * _SCRATCH
+    """Bytes of a batch, or of as much of it as is computed at once."""
+    together = batch.rows // spec.num_processes
+    if rows.texts == 1:
+        together = max(1, min(together, FIRST_TOKENS[device] // batch.width))
+    tokens = together * rows.texts * batch.width
+    hidden, inner = _KEPT[_layers_of(spec, device)]
+    values = hidden * network.hidden + inner * network.inner
     layers = 1 if spec.gradient_checkpointing else network.layers
     inputs = network.layers * network.hidden if spec.gradient_checkpointing else 0
+    scored = batch.scored * together / batch.rows
+    if rows.texts == 1 and spec.tuning == "lora":
+        scored = min(scored, 512)  # the head is computed in pieces of so many
     return {
         "activations": int(tokens * width * (values * layers + inputs)),
         "logits": int(scored * network.vocabulary * 4 * _LOGITS),
     }
 
 
-def _seconds(spec: TrainSpec, network: Network, rows: Rows, times: float, gflops: float) -> float:
-    """Multiplications of the network, forward and back, at the share of the rate that is reached."""
+def _most(
+    spec: TrainSpec, memory: Mapping[str, int], rows: Rows, batches: Sequence[Batch], network: Network, held_out: int
+) -> int:
+    """Bytes at the heaviest moment: in a step, with the held-out rows, or as whole models are made."""
+    held = memory["start"] + memory["weights"]
+    # They are measured without a gradient, but with all their logits at once.
+    scored = max((batch.scored * min(1, held_out / batch.rows) for batch in batches if rows.texts == 1), default=0)
+    measuring = held + memory["gradients and optimizer"] + int(scored * network.vocabulary * 4 * _LOGITS)
+    after = held + 5 * network.parameters if spec.merge or spec.export_gguf else 0
+    return max(sum(memory.values()), measuring, after)
+
+
+def _layers_of(spec: TrainSpec, device: str) -> str:
+    """Who computes the layers: see `fast_linear`."""
+    plain = spec.tuning == "lora" and device == "cpu" and not (spec.use_dora or spec.lora_dropout)
+    return "qlora" if spec.strategy == "qlora" else "ours" if plain else "library"
+
+
+def _seconds(
+    spec: TrainSpec, network: Network, rows: Rows, batches: Sequence[Batch], steps: int, measured: float, gflops: float
+) -> float:
+    """Multiplications of the network, forward and back, at the share of the rate that is reached, and the start.
+
+    Args:
+        measured: how often as many rows as were looked at are measured.
+    """
     linear = sum(height * width for _, height, width in network.linear)
-    passes = 4 if spec.tuning == "lora" else 6
-    passes += 2 * spec.gradient_checkpointing
-    attention = 6 * network.layers * network.hidden * sum(length**2 for length in rows.lengths)
-    head = passes * network.vocabulary * network.hidden * sum(rows.scored)
-    return round((passes * linear * sum(rows.lengths) + attention + head) * times / (gflops * 1e9 * _REACHED), 1)
+
+    def forward(tokens: float, squares: float, scored: float) -> float:
+        head = network.vocabulary * network.hidden * scored
+        return 2 * (linear * tokens + network.layers * network.hidden * squares + head)
+
+    once = forward(*(sum(getattr(batch, of) for batch in batches) for of in ("tokens", "squares", "scored")))
+    rounds = steps * spec.gradient_accumulation_steps / max(len(batches), 1)
+    every_row = forward(sum(rows.lengths), rows.texts * sum(width**2 for width in rows.widths), sum(rows.scored))
+    compared = spec.strategy in _COMPARED
+    work = once * (rounds * (2 + (spec.tuning == "full") + spec.gradient_checkpointing) + compared)
+    work += every_row * measured * (1 + compared)
+    return round(_START_SECONDS + work / (gflops * 1e9 * _REACHED[_layers_of(spec, "cpu")]), 1)
 
 
 def _notes(spec: TrainSpec, settled: Settled, dataset: Dataset, rows: Rows, needed: int, device: str) -> Iterator[str]:

@@ -15,7 +15,7 @@ from modelworks.train.estimate import Estimate, estimate
 from modelworks.train.footprint import disk_bytes
 from modelworks.train.plan import check
 from modelworks.train.spec import TrainSpec
-from shelf import conversations, model_at, preferences
+from shelf import conversations, model_at, preferences, texts
 from tiny import tiny_llama
 
 # In the tiny tokenizer each letter is a token.
@@ -31,9 +31,9 @@ def inputs(tmp_path: Path) -> dict[str, AnyArtifact]:
     }
 
 
-def told(inputs: dict[str, AnyArtifact], **asked: Any) -> Estimate:
+def told(inputs: dict[str, AnyArtifact], gflops: float | None = None, **asked: Any) -> Estimate:
     spec = TrainSpec.model_validate({"model": "tiny", "dataset": "rows", "device": "cpu", "dtype": "fp32"} | asked)
-    return estimate(spec, inputs, measure=False)
+    return estimate(spec, inputs, measure=lambda _dtype: gflops)
 
 
 def test_rows_tokens_and_steps_are_counted_as_the_training_will(inputs: dict[str, AnyArtifact]) -> None:
@@ -57,6 +57,38 @@ def test_an_adapter_is_counted_by_the_layers_it_lies_on(inputs: dict[str, AnyArt
     assert told(inputs, lora_r=4, lora_target=("q_proj",)).trainable_parameters == 4 * 2 * 32
     assert told(inputs, tuning="full").trainable_parameters == told(inputs).parameters
     assert told(inputs, strategy="dpo", dataset="pairs").rows == 4
+
+
+def test_memory_is_that_of_the_batches_that_will_be_drawn(inputs: dict[str, AnyArtifact]) -> None:
+    alone = {"per_device_train_batch_size": 1}
+    first = [told(inputs, **alone, max_steps=1, seed=seed).memory["activations"] for seed in range(24)]
+
+    # The rows are of 26 to 122 tokens, and the epoch holds them all.
+    assert min(first) < max(first) == told(inputs, **alone).memory["activations"]
+    # A pair is computed with both its answers at once.
+    assert told(inputs, strategy="dpo", dataset="pairs").memory["activations"] > 2 * 4 * min(first) / 26 * 20
+
+
+def test_seconds_are_those_of_steps_and_measurements(inputs: dict[str, AnyArtifact]) -> None:
+    def seconds(**asked: Any) -> float:
+        found = told(inputs, 0.001, **{"per_device_train_batch_size": 12, "max_steps": 1} | asked).seconds
+        assert found is not None
+        return found
+
+    a_step = seconds(max_steps=2) - seconds()
+    assert a_step > 0
+    assert seconds(max_steps=3) - seconds() == pytest.approx(2 * a_step, rel=0.01)
+    assert seconds(max_steps=3, eval_steps=1) > seconds(max_steps=3)
+    assert seconds(tuning="full", max_steps=2) - seconds(tuning="full") > a_step
+
+
+def test_documents_are_counted_in_the_blocks_that_pretraining_joins(inputs: dict[str, AnyArtifact]) -> None:
+    inputs["texts"] = texts(inputs["rows"].path.parent / "texts", ["abcdefg"] * 5)
+
+    found = told(inputs, strategy="pretrain", dataset="texts", max_length=16, per_device_train_batch_size=1)
+
+    # Five times seven letters and the end of text: two blocks of 16 and one of 8.
+    assert (found.tokens, found.rows, found.steps) == (40, 3, 3)
 
 
 def test_disk_is_checkpoints_and_what_is_published(inputs: dict[str, AnyArtifact]) -> None:
