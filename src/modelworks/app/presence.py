@@ -61,6 +61,14 @@ def announce(settings: Settings, url: str) -> ServerInfo:
     return info
 
 
+def someone_works(settings: Settings) -> bool:
+    """Whether a server or a command looks after the workspace's jobs."""
+    lock = files.try_lock(settings.home / "worker.lock")
+    if lock is not None:
+        os.close(lock)
+    return lock is None
+
+
 def running_server(settings: Settings) -> ServerInfo | None:
     """The workspace's server, if one runs and listens."""
     path = _lock_path(settings)

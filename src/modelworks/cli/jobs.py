@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import click
 
@@ -10,6 +12,9 @@ from modelworks.cli import render
 from modelworks.cli.follow import event_line, raise_if_failed, sentence, stream
 from modelworks.cli.options import Group, Session, pass_session
 from modelworks.cli.run import see_on, waiting_options
+
+if TYPE_CHECKING:
+    from modelworks.core.nouns import Job
 
 STATES = ("queued", "running", "paused", "succeeded", "failed", "cancelled")
 LOG_LOOK_SECONDS = 0.3
@@ -35,6 +40,17 @@ def list_jobs(session: Session, state: tuple[str, ...], kind: str | None, limit:
     rows = [[job.id, job.kind, job.state.value, job.spec.get("name"), render.when(job.created_at)] for job in found]
     empty = "no such jobs" if states or kind or before else "no jobs yet: modelworks train --help"
     session.answers(found, ("id", "kind", "state", "makes", "created"), rows, empty=empty)
+    _tell_untended(session, found)
+
+
+def _tell_untended(session: Session, listed: Sequence[Job]) -> None:
+    """Say so where jobs wait for somebody who looks after them."""
+    from modelworks.app.presence import someone_works
+
+    waiting = [job.id for job in listed if job.state.value in ("queued", "running")]
+    if waiting and not someone_works(session.settings):
+        session.say("no server looks after the jobs now, so none begins and no end is noted: modelworks serve, or")
+        session.say(f"  modelworks jobs events {waiting[-1]} --follow")
 
 
 @jobs.command(name="show", example="modelworks jobs show JOB --json")
@@ -66,6 +82,7 @@ def show_job(session: Session, job_id: str) -> None:
         click.echo()
         rows = [[child.id, child.state.value, child.spec["name"], child.labels.get("values")] for child in children]
         render.print_table(("id", "state", "makes", "with"), rows)
+    _tell_untended(session, [job])
 
 
 @jobs.command(name="logs", example="modelworks jobs logs JOB --follow")
