@@ -19,7 +19,7 @@ from modelworks.train.shared import SharedJob
 from modelworks.train.spec import TrainSpec
 from modelworks.train.strategy import Setup, Training
 from modelworks.train.trainer import train_or_resume
-from modelworks.weights.loading import choose_device, choose_dtype, prepare_cpu, quiet_libraries
+from modelworks.weights.loading import choose_device, choose_dtype, keep_freed_memory, prepare_cpu, quiet_libraries
 
 # Fields that change nothing in the course of the weights, or are among the facts as what they came to.
 _WITHOUT_EFFECT = {
@@ -27,6 +27,9 @@ _WITHOUT_EFFECT = {
     "report_to", "sample_prompts", "sample_max_new_tokens", "merge", "export_gguf", "gradient_checkpointing",
     "device", "dtype",
 }  # fmt: skip
+
+# Where weights are divided, layers come and go: in memory that is kept they would leave holes as large as themselves.
+_LARGEST_KEPT_BYTES = 1 << 20
 
 
 def run(spec: TrainSpec, job: JobContext) -> JsonObject:
@@ -41,6 +44,8 @@ def _course(spec: TrainSpec, job: SharedJob) -> JsonObject:
     """What every process of a training does."""
     quiet_libraries()
     prepare_cpu()
+    if spec.parallel == "fsdp":
+        keep_freed_memory(_LARGEST_KEPT_BYTES)
     setup = _decide(spec, job)
     # Before the long work: a checkpoint of another training is refused at once.
     with job.first_of_all():

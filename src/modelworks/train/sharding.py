@@ -5,7 +5,7 @@ Torch's FSDP2 (Zhao et al. 2023, arXiv:2304.11277). An adapter is small and is n
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,14 +30,18 @@ def check_sharding(spec: TrainSpec) -> Iterator[Problem]:
         yield Problem("provider", "unsloth keeps all weights in each process", "choose ddp, or huggingface", code)
 
 
-def divide(network: Any, device: str, adapter: Collection[Tensor] = ()) -> None:
-    """Divide the weights of each layer, and of what lies around them, among all processes; leave those of `adapter`."""
+def divide(network: Any, device: str, *, adapted: bool = False) -> None:
+    """Divide the weights of each layer, and of what lies around them, among all processes.
+
+    Args:
+        adapted: what is trained is an adapter, which is left whole.
+    """
     from torch.distributed import get_world_size
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 
     mesh = init_device_mesh(device, (get_world_size(),))
-    whole = set(adapter)
+    whole = {weight for weight in network.parameters() if adapted and weight.requires_grad}
     layers = network._no_split_modules or ()
     for module in [each for each in network.modules() if type(each).__name__ in layers]:
         fully_shard(module, mesh=mesh, ignored_params=whole)

@@ -297,8 +297,7 @@ def train_or_resume(job: JobContext, trainer: Any, checkpoint: Path | None) -> N
     # Generating asks the network once a token; what a PEFT model computes in training does not pass here.
     network = trainer.model.get_base_model() if hasattr(trainer.model, "peft_config") else trainer.model
     if trainer.setup.spec.parallel == "fsdp":
-        trained = [weight for weight in network.parameters() if weight.requires_grad]
-        sharding.divide(network, trainer.args.device.type, () if trainer.setup.spec.trains_parts else trained)
+        sharding.divide(network, trainer.args.device.type, adapted=not trainer.setup.spec.trains_parts)
         # Nothing need be wrapped around them. Told only now: the Trainer takes it that there are no checkpoints then.
         trainer.is_distributed_loading_by_transformers = True
     watched = network.register_forward_pre_hook(lambda *_: job.check())

@@ -22,6 +22,7 @@ _M_TRIM_THRESHOLD = -1
 _M_TOP_PAD = -2
 _M_MMAP_THRESHOLD = -3
 _M_MMAP_MAX = -4
+_MMAP_MAX = 65536
 
 
 def choose_device(device: DeviceChoice) -> Literal["cpu", "cuda"]:
@@ -117,6 +118,7 @@ def keep_freed_memory(largest_bytes: int | None = None) -> None:
     if largest_bytes is None:
         libc.mallopt(_M_MMAP_MAX, 0)
     else:
+        libc.mallopt(_M_MMAP_MAX, _MMAP_MAX)
         libc.mallopt(_M_MMAP_THRESHOLD, largest_bytes)
     libc.mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
     libc.mallopt(_M_TOP_PAD, 64 * 2**20)
