@@ -99,6 +99,18 @@ def test_with_json_an_error_is_an_object_on_stderr(tmp_path: Path, capsys: pytes
     assert "modelworks pull x/y" in body["error"]["message"]
 
 
+def test_an_option_goes_over_the_same_field_by_another_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    spec = tmp_path / "spec.yaml"
+    spec.write_text("model: a\ndataset: b\nepochs: 2\n")
+
+    code = run_command(["train", str(spec), "--num-train-epochs", "0", "--home", str(tmp_path)])
+
+    told = capsys.readouterr().err
+    assert code == 2
+    assert "num_train_epochs: Input should be greater than 0" in told
+    assert "mean the same" not in told
+
+
 def test_a_misspelt_key_is_told_with_the_nearest_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     spec = tmp_path / "spec.yaml"
     spec.write_text("model: a\ndataset: b\nlerning_rate: 0.1\n")
