@@ -10,6 +10,7 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
 from fakes import FakeJob
+from logits import answer, read_logits
 from modelworks.core.nouns import ArtifactKind
 from modelworks.train.run import run
 from modelworks.train.spec import TrainSpec
@@ -19,6 +20,7 @@ from modelworks.weights.gguf_checkpoint import as_checkpoint, open_weights
 from modelworks.weights.gguf_export import write_gguf
 from modelworks.weights.layout import inspect_model
 from modelworks.weights.reader import Checkpoint
+from reference import CLOSE, open_model
 from shelf import adapter_at, conversations, model_at
 from tiny import tiny_adapter, tiny_llama
 
@@ -66,6 +68,11 @@ def test_a_training_leaves_the_whole_model_and_a_gguf_file_too(tmp_path: Path, c
     with torch.inference_mode():
         # Rounded once to bfloat16: 8 bits of every weight.
         assert torch.allclose(base(ids).logits, whole(ids).logits, atol=0.05)
+        # What is trained is served at once.
+        engine = open_model(tiny.path)
+        engine.adapters.add("first", adapter.folder)
+        (served,) = read_logits(engine, [answer("asked", ids[0].tolist(), "first")], [[]])
+        torch.testing.assert_close(served, base(ids).logits[:, -1], **CLOSE)
     with Checkpoint.open(merged.folder) as written:
         for name, read in tensors_of(file.folder / "first-f16.gguf").items():
             assert torch.allclose(read, written.read(name).float(), rtol=2**-10, atol=1e-7), name
