@@ -35,9 +35,9 @@ _COMPARED = ("dpo", "kto")
 class Estimate:
     """What a training does and takes.
 
-    The constants are fitted, in float32 on a 2-core Zen 3, to trainings of two steps (sft with LoRA and full, qlora, dpo)
-    of a network of SmolLM2-135M's widths with 6 of its 30 layers: memory to 12 %, seconds, told in time of the processor,
-    to 25 %. Elsewhere, and above all on a GPU, they are a guess.
+    The constants are fitted, in float32 on a 2-core Zen 3, to two or three steps (sft, LoRA and full; qlora; dpo) of
+    SmolLM2-135M and of a network of its widths with 6 layers, where memory was within 12 % and seconds within 30 %, on
+    one core; where more programs ran than cores a training took twice as long. Elsewhere, and above all on a GPU, they are a guess.
     """
 
     strategy: str
