@@ -37,7 +37,8 @@ class Estimate:
 
     The constants are fitted, in float32 on a 2-core Zen 3, to two or three steps (sft, LoRA and full; qlora; dpo) of
     SmolLM2-135M and of a network of its widths with 6 layers, where memory was within 12 % and seconds within 30 %, on
-    one core; where more programs ran than cores a training took twice as long. Elsewhere, and above all on a GPU, they are a guess.
+    one core; where more programs ran than cores a training took twice as long. Elsewhere, and
+    above all on a GPU, they are a guess.
     """
 
     strategy: str
