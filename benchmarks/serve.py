@@ -389,6 +389,9 @@ class Bench:
                 done = subprocess.run(command, capture_output=True, text=True)
                 if done.returncode:
                     raise RuntimeError(done.stderr.strip().splitlines()[-1])
+            # Of another torch than ours, they only break what imports them where it finds them.
+            unfit = [str(place / "bin" / "pip"), "uninstall", "-q", "-y", "torchvision", "torchaudio"]
+            subprocess.run(unfit, check=True, capture_output=True)
             (place / "made").touch()
         return place / "bin"
 
@@ -433,7 +436,10 @@ class Bench:
             free.bind(("127.0.0.1", 0))
             port = str(free.getsockname()[1])
         if tool == "vllm":
-            command = [str(self.venv(tool) / "vllm"), "serve", self.base, "--port", port, "--max-num-seqs", str(SLOTS)]
+            # Its command looks for a package of the name vllm, which the build for processors has not.
+            command = ["sh", "-c", 'exec "$@" 2>&1', "sh", str(self.venv(tool) / "python"), "-m"]
+            command += ["vllm.entrypoints.openai.api_server", "--model", self.base, "--port", port]
+            command += ["--max-num-seqs", str(SLOTS), "--max-model-len", "2048", "--dtype", self.dtype]
             return self.server(command, lambda line: f"http://127.0.0.1:{port}" if "startup complete" in line else None)
         kind = "F16" if tool.endswith("f16") else {"float32": "F32", "bfloat16": "BF16"}[self.dtype]
         command = [str(self.venv("llama.cpp") / "python"), "-c", LLAMA, self._gguf(kind), str(CORES), port]
@@ -558,8 +564,9 @@ def main() -> None:
         kind, *words = asked.drive
         drive_alone(words[0]) if kind == "alone" else drive_http(words[0], words[1])
         return
-    # For all alike: threads that spin while they wait are no faster on a quiet machine, and far slower on a busy one.
-    os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+    # For all alike: threads that spin for long while they wait are no faster on a quiet machine, and far slower on a
+    # busy one.
+    os.environ.setdefault("GOMP_SPINCOUNT", "10000")
     asked.work.mkdir(parents=True, exist_ok=True)
     bench = Bench(asked.work)
     bench.compare([tool for tool in asked.only if tool != "prefix"], asked.streams, asked.repeats)
