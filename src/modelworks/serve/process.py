@@ -11,7 +11,6 @@ import logging
 import os
 import socket
 import sys
-import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
@@ -36,6 +35,9 @@ class Process:
         self._events = asyncio.get_running_loop()
         # One thread: tokenising a huge prompt delays other prompts, never the answers going on.
         self._preparing = ThreadPoolExecutor(1, "prepare")
+        # The model is loaded in the thread that computes with it: every thread that computes has OpenMP threads of its
+        # own, and when there are more of all these than cores they sleep at every turn, which costs a third.
+        self._computing = ThreadPoolExecutor(1, "compute")
         self._tasks: dict[str, asyncio.Task[None]] = {}
 
     async def run(self) -> None:
@@ -49,7 +51,7 @@ class Process:
 
     async def _serve(self) -> None:
         try:
-            model = await asyncio.to_thread(load, self._spec)
+            model = await self._events.run_in_executor(self._computing, load, self._spec)
         except ModelworksError as error:
             self._tell([("", Failed(error.code, error.message))])
             return
@@ -61,7 +63,7 @@ class Process:
             return
         self._model: LoadedModel = model
         self._loop = Loop(model, self._tell_from_thread, self._spec.max_sequences, self._make)
-        threading.Thread(target=self._compute, name="compute", daemon=True).start()
+        self._computing.submit(self._compute)
         self._tell([("", wire.Ready())])
 
     def _compute(self) -> None:
