@@ -11,6 +11,7 @@ import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 
 import torch
@@ -30,6 +31,10 @@ _TENSOR = re.compile(
 _REFUSED = ("modules_to_save", "fan_in_fan_out", "alora_invocation_tokens", "trainable_token_indices")
 # Initialisations that change the base's own weights: without those, A and B mean nothing.
 _CHANGES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
+
+
+# So many neighbouring rows of one adapter, as of a prompt, or all there are, are computed where they lie.
+_RUN = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,14 +69,11 @@ class _Stack:
 
 @dataclass(frozen=True, slots=True)
 class _Choice:
-    """Which adapter changes which of T rows: adapters `first` to `end`, with the same number of places each.
-
-    Without `rows` the one adapter changes all of them.
-    """
+    """Which adapter changes which of the first T rows: adapters `first` to `end`, each with as many places."""
 
     first: int
     end: int
-    rows: Tensor | None  # (adapters * places,) the row in each place, any where none is
+    rows: Tensor  # (adapters * places,) the row in each place, any where none is
     taken: Tensor  # (adapters, places, 1) 1 where a row is, else 0
     place: Tensor  # (T,) each row's place; an empty one for a row of the bare base
 
@@ -85,6 +87,7 @@ class Adapters:
         self._resident: dict[str, Adapter] = {}
         self._stacks: dict[str, _Stack] = {}
         self._choice: _Choice | None = None
+        self._runs: list[tuple[int, slice]] = []
         # Of DoRA adapters alone: by name, product and layer, what each output is multiplied by, less 1.
         self._gains: dict[str, dict[str, list[Tensor]]] = {}
         self._stretched: list[tuple[str, Tensor]] = []
@@ -113,10 +116,20 @@ class Adapters:
 
     def select(self, rows: Sequence[str | None]) -> None:
         """Say which adapter each row of the coming products uses; None is the bare base."""
-        self._choice, self._stretched = None, []
+        self._choice, self._runs, self._stretched = None, [], []
         if any(row is not None for row in rows):
             number = {name: index for index, name in enumerate(self._resident)}
-            self._choice = self._choose([None if row is None else number[row] for row in rows])
+            numbers = [None if row is None else number[row] for row in rows]
+            start = 0
+            for mine, run in groupby(numbers):
+                end = start + len(list(run))
+                if mine is not None and end - start >= min(_RUN, len(rows)):
+                    self._runs.append((mine, slice(start, end)))
+                    numbers[start:end] = [None] * (end - start)
+                start = end
+            while numbers and numbers[-1] is None:
+                del numbers[-1]
+            self._choice = self._choose(numbers) if numbers else None
             self._stretched = [
                 (name, self._tensor([index for index, row in enumerate(rows) if row == name]))
                 for name in self._gains
@@ -129,15 +142,15 @@ class Adapters:
         `plus` (rows, out) is in the product already, and no adapter's to change.
         """
         choice, stack = self._choice, self._stacks.get(kind)
-        if choice is None or stack is None:
+        if stack is None:
             return product
-        down, up = stack.down[layer][choice.first : choice.end], stack.up[layer][choice.first : choice.end]
-        if choice.rows is None:
-            product.addmm_(x @ down[0], up[0])
-        else:
+        for number, run in self._runs:
+            product[run].addmm_(x[run] @ stack.down[layer][number], stack.up[layer][number])
+        if choice is not None:
+            down, up = stack.down[layer][choice.first : choice.end], stack.up[layer][choice.first : choice.end]
             placed = x.index_select(0, choice.rows).view(len(down), -1, x.shape[1])
             updates = torch.bmm(torch.bmm(placed, down).mul_(choice.taken), up)
-            product.add_(updates.flatten(0, 1).index_select(0, choice.place))
+            product[: len(choice.place)].add_(updates.flatten(0, 1).index_select(0, choice.place))
         for name, rows in self._stretched:
             if gains := self._gains[name].get(kind):
                 # what came from the weights: all but `plus` and the bias
@@ -177,8 +190,6 @@ class Adapters:
                 members.setdefault(number, []).append(row)
         first, end = min(members), max(members) + 1
         places = max(map(len, members.values()))
-        if places == len(numbers):
-            return _Choice(first, end, None, torch.empty(0), torch.empty(0))
         if None in numbers and all(len(members.get(each, ())) == places for each in range(first, end)):
             places += 1
         rows, taken = [0] * places * (end - first), [0.0] * places * (end - first)

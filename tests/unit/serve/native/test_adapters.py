@@ -28,8 +28,10 @@ def test_every_choice_of_adapters_gives_each_row_its_own_update(tmp_path: Path) 
         changes[name] = torch.cat([none if pair is None else pair.up @ pair.down for pair in halves])
     torch.manual_seed(0)
 
-    for rows in itertools.product(changes, repeat=4):
-        x, product = torch.randn(4, shape.hidden), torch.randn(4, 2 * shape.inner)
+    prompts = ("b",) * 20 + (None,) * 3 + ("c",) * 17
+    for asked in itertools.product(changes, repeat=4):
+        rows = asked if asked[0] else asked + prompts
+        x, product = torch.randn(len(rows), shape.hidden), torch.randn(len(rows), 2 * shape.inner)
         expected = product + torch.stack([changes[row] @ mine for row, mine in zip(rows, x, strict=True)])
         adapters.select(rows)
         torch.testing.assert_close(adapters.add_to(product, x, 1, GATE_UP), expected, rtol=1e-4, atol=1e-5)
