@@ -55,10 +55,10 @@ def test_the_document_s_flags_start_the_server(tmp_path: Path) -> None:
     environment = clean | {"MODELWORKS_HOME": str(tmp_path / "home"), "MODELWORKS_HUB_OFFLINE": "1"}
     with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True) as process:
         assert process.stderr is not None
-        said = [process.stderr.readline() for _ in range(4)]
+        said = [process.stderr.readline() for _ in range(5)]
         process.terminate()
         process.stderr.read()
 
     assert "listens on http://127.0.0.1:" in said[0]
-    assert "the SLM API" in said[3]
+    assert "the SLM API" in said[4]
     assert process.returncode == 0

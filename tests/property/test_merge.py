@@ -37,6 +37,12 @@ class SharedSink(MemorySink):
 
     shared = True
 
+    def write(self, name: str, tensor: Any, start: int) -> None:
+        if isinstance(tensor, memoryview) and tensor.nbytes:
+            tensor = torch.frombuffer(tensor, dtype=torch.uint8).view(self._flat[name].dtype)
+        if not isinstance(tensor, memoryview):
+            super().write(name, tensor, start)
+
 
 @dataclass(frozen=True)
 class Shelf:
