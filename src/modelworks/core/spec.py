@@ -47,9 +47,14 @@ def _problems(kind: type[BaseModel], details: Sequence[ErrorDetails]) -> Iterato
         parts = [str(part) for part in detail["loc"]]
         field = kind.model_fields.get(parts[0]) if parts else None
         # Of a field that may be one of several things, pydantic tells what is wrong with each, under a name of its own.
-        several = field is not None and sum(each is not NoneType for each in get_args(field.annotation)) > 1
-        is_union = field is not None and get_origin(field.annotation) in (Union, UnionType)
-        told.setdefault(".".join(parts[:1] if several and is_union else parts), []).append(detail)
+        # Where a discriminator has chosen one, it tells of that one alone.
+        several = (
+            field is not None
+            and field.discriminator is None
+            and get_origin(field.annotation) in (Union, UnionType)
+            and sum(each is not NoneType for each in get_args(field.annotation)) > 1
+        )
+        told.setdefault(".".join(parts[:1] if several else parts), []).append(detail)
     for path, found in told.items():
         if found[0]["type"] == "extra_forbidden":
             yield Problem(path, "unknown key", nearest(path.rsplit(".", 1)[-1], kind.model_fields))
