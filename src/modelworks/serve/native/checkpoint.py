@@ -32,6 +32,8 @@ FUSED: dict[str, tuple[str, ...]] = {
 class Linear:
     """`x @ weight.T + bias`. On a CPU the weight is laid out once for oneDNN's kernels."""
 
+    packed = False
+
     def __init__(self, weight: Tensor, bias: Tensor | None = None) -> None:
         self.bias = bias
         self.packed = weight.device.type == "cpu" and torch._C._has_mkldnn
@@ -48,7 +50,7 @@ class Linear:
         if self.packed:
             total: Tensor = torch.ops.mkldnn._linear_pointwise.binary(x, other, self.weight, self.bias, "add")
             return total
-        return F.linear(x, self.weight, self.bias) + other
+        return self(x).add_(other)
 
     def whole(self) -> Tensor:
         """The weight as a checkpoint has it, (out, in)."""

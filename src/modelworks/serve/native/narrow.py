@@ -25,9 +25,6 @@ class HalfLinear(Linear):
         product: Tensor = torch.ops.quantized.linear_dynamic_fp16(x, self.weight)
         return product
 
-    def plus(self, x: Tensor, other: Tensor) -> Tensor:
-        return self(x).add_(other)
-
     def whole(self) -> Tensor:
         weight: Tensor = torch.ops.quantized.linear_unpack_fp16(self.weight)[0]
         return weight
@@ -59,9 +56,6 @@ class Int8Linear(Linear):
         else:
             product = torch.cat([_times(x, self.weight[piece]) for piece in self._pieces], dim=1).mul_(self.scales)
         return product if self.bias is None else product.add_(self.bias)
-
-    def plus(self, x: Tensor, other: Tensor) -> Tensor:
-        return self(x).add_(other)
 
     def whole(self) -> Tensor:
         return self.weight * self.scales[:, None].float()
