@@ -3,26 +3,20 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 import torch
 
+from logits import answer
 from modelworks.core.generation import Finished, GenerateRequest
 from modelworks.serve.engine import EngineSpec
-from modelworks.serve.native.detokenize import Detokenizer
 from modelworks.serve.native.loop import Loop
 from modelworks.serve.native.model import LoadedModel, load
 from modelworks.serve.native.scheduler import Scheduler
 from modelworks.serve.native.sequence import Sequence as Answer
 from modelworks.serve.wire import Report
 from tiny import tiny_adapter, tiny_llama
-
-
-def answer(name: str, tokens: Sequence[int], adapter: str | None) -> Answer:
-    request = GenerateRequest(id=name, model="m", prompt="", temperature=0)
-    return Answer(request, list(tokens), len(tokens), 10_000, Detokenizer(lambda ids: ""), adapter)
 
 
 def greedy(model: LoadedModel, scheduler: Scheduler, steps: int = 10_000) -> dict[Answer, list[torch.Tensor]]:
