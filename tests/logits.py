@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 
@@ -18,6 +18,17 @@ def answer(name: str, tokens: Sequence[int], adapter: str | None = None) -> Answ
     return Answer(request, list(tokens), len(tokens), 10_000, Detokenizer(lambda ids: ""), adapter)
 
 
+def steps(model: LoadedModel, scheduler: Scheduler) -> Iterator[list[tuple[Answer, torch.Tensor]]]:
+    """Compute step by step; of each who is to get a token, and the logits (vocab,) to take it from."""
+    while pieces := scheduler.plan():
+        scheduler.make_ready(model.runner.cache)
+        logits = model.runner.forward(pieces)
+        giving = [piece.sequence for piece in pieces if piece.gives_token]
+        for piece in pieces:
+            piece.sequence.cached += piece.count
+        yield list(zip(giving, logits, strict=True))
+
+
 def read_logits(
     model: LoadedModel,
     answers: Sequence[Answer],
@@ -31,13 +42,8 @@ def read_logits(
     seen: dict[str, list[torch.Tensor]] = {one.id: [] for one in answers}
     for one in answers:
         scheduler.add(one)
-    while pieces := scheduler.plan():
-        scheduler.make_ready(model.runner.cache)
-        logits = model.runner.forward(pieces)
-        giving = [piece.sequence for piece in pieces if piece.gives_token]
-        for piece in pieces:
-            piece.sequence.cached += piece.count
-        for one, row in zip(giving, logits, strict=True):
+    for found in steps(model, scheduler):
+        for one, row in found:
             seen[one.id].append(row)
             if todo[one.id]:
                 one.tokens.append(todo[one.id].pop(0))

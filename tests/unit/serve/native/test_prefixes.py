@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import random
+from itertools import islice
 from pathlib import Path
 
 import pytest
 import torch
 
-from logits import answer
+from logits import answer, steps
 from modelworks.core.generation import Finished, GenerateRequest
 from modelworks.serve.engine import EngineSpec
 from modelworks.serve.native.loop import Loop
@@ -19,17 +20,11 @@ from modelworks.serve.wire import Report
 from tiny import tiny_adapter, tiny_llama
 
 
-def greedy(model: LoadedModel, scheduler: Scheduler, steps: int = 10_000) -> dict[Answer, list[torch.Tensor]]:
+def greedy(model: LoadedModel, scheduler: Scheduler, most: int | None = None) -> dict[Answer, list[torch.Tensor]]:
     """Go on with everybody, each to 6 tokens."""
     seen: dict[Answer, list[torch.Tensor]] = {}
-    while steps and (pieces := scheduler.plan()):
-        steps -= 1
-        scheduler.make_ready(model.runner.cache)
-        logits = model.runner.forward(pieces)
-        giving = [piece.sequence for piece in pieces if piece.gives_token]
-        for piece in pieces:
-            piece.sequence.cached += piece.count
-        for one, row in zip(giving, logits, strict=True):
+    for found in islice(steps(model, scheduler), most):
+        for one, row in found:
             seen.setdefault(one, []).append(row)
             one.tokens.append(int(row.argmax()))
             if one.generated == 6:
