@@ -13,6 +13,7 @@ import struct
 import subprocess
 import sys
 import termios
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -59,6 +60,7 @@ class Terminal:
 
     def say(self, line: bytes, *answers: str) -> None:
         """Type a line at the prompt, and wait for what shall be shown, and for the next prompt."""
+        self.wait_for_editor()
         self.type(line + b"\r")
         for text in (*answers, ">"):
             self.wait_for(text)
@@ -68,6 +70,14 @@ class Terminal:
         while (found := ESCAPES.sub(b"", self.seen).decode(errors="replace")).find(text) < 0:
             assert self.read(), f"no {text!r} in {found!r}"
         self.seen = found.partition(text)[2].encode()
+
+    def wait_for_editor(self) -> None:
+        """Read until the editor takes the keys as they are: before that, the terminal keeps a Ctrl-D for itself."""
+        deadline = time.monotonic() + 30
+        while termios.tcgetattr(self.descriptor)[3] & termios.ICANON:
+            assert time.monotonic() < deadline, f"no prompt in {self.seen!r}"
+            if select.select([self.descriptor], [], [], 0.05)[0]:
+                self.read()
 
     def end(self) -> int:
         """Read to the end; the exit code."""
@@ -100,6 +110,7 @@ def talk(home: Path) -> Iterator[Terminal]:
 def test_ctrl_c_ends_an_answer_and_the_conversation_goes_on(talk: Terminal, home: Path, tmp_path: Path) -> None:
     talk.wait_for("Ctrl-D leaves")
     talk.wait_for(">")
+    talk.wait_for_editor()
     talk.type(b"tell me a long story\r")
     while len(talk.seen) < 2000:
         assert talk.read()
@@ -111,6 +122,7 @@ def test_ctrl_c_ends_an_answer_and_the_conversation_goes_on(talk: Terminal, home
     talk.say(f"/save {tmp_path / 'talk.jsonl'}".encode(), "makes it a dataset")
     talk.say(b"/beside left", "model: left and left")
     talk.say(b"both", "left: 5 tokens", "left: 5 tokens", "first after")
+    talk.wait_for_editor()
     talk.type(CTRL_D)
 
     (row,) = [json.loads(line) for line in (tmp_path / "talk.jsonl").read_text().splitlines()]
