@@ -9,6 +9,7 @@ from typing import Any
 
 import httpx2
 import pytest
+from safetensors.torch import load_file, save_file
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import ClientConnection, connect
 
@@ -119,6 +120,23 @@ def test_a_training_that_could_learn_nothing_is_refused_before_its_start(app: Ap
 
     assert refused.status_code == 400
     assert "max_length: 8 cuts every answer off all" in refused.text
+
+
+def test_a_training_that_fails_is_told_with_its_reason(app: App) -> None:
+    weights = app.services.catalog.model(MODEL).path / "model.safetensors"
+    tensors = load_file(weights)
+    tensors["model.norm.weight"].fill_(float("nan"))
+    save_file(tensors, weights, metadata={"format": "pt"})
+    app.start_worker()
+    with listening(app) as url, httpx2.Client(base_url=url, timeout=120) as http, socket_of(url) as socket:
+        upload(http)
+        started = http.post("/api/start_training", json=ASKED).raise_for_status().json()
+
+        last = until(socket, "failed")[-1]
+
+        assert last["job_id"] == started["job_id"]
+        assert "loss" in last["message"]
+        assert http.get("/api/training_status").json() == last
 
 
 def test_the_web_socket_ends_in_order_when_the_server_does(app: App) -> None:
