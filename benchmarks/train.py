@@ -17,7 +17,7 @@ import sys
 import tarfile
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -31,12 +31,14 @@ ROWS_A_BATCH, MAX_LENGTH, WARM_UP = 4, 512, 2
 LORA = {"r": 16, "lora_alpha": 32, "target_modules": "all-linear", "task_type": "CAUSAL_LM"}
 
 # What each peer is told beyond what all are. TRL's defaults: float32 weights, bfloat16 autocast, checkpointing.
-PEERS: dict[str, dict[str, dict[str, Any]]] = {
-    "sft": {
-        "TRL, defaults": {},
-        "TRL, tuned": {"gradient_checkpointing": False, "train_sampling_strategy": "group_by_length"},
-    },
-    "dpo": {"TRL, defaults": {}, "TRL, tuned": {"gradient_checkpointing": False}},
+TUNED: dict[str, dict[str, Any]] = {
+    "sft": {"gradient_checkpointing": False, "train_sampling_strategy": "group_by_length"},
+    "dpo": {"gradient_checkpointing": False},
+}
+BFLOAT16, FLOAT32 = ({"bf16": False, "model_init_kwargs": {"dtype": name}} for name in ("bfloat16", "float32"))
+PEERS = {
+    part: {"TRL, defaults": {}, "TRL, tuned, bfloat16": tuned | BFLOAT16, "TRL, tuned, float32": tuned | FLOAT32}
+    for part, tuned in TUNED.items()
 }
 SHORT = {"max_new_tokens": 24, "num_generations": 4, "eval_samples": 4}
 # strategy: dataset, what it is told, its own metric, and +1 if that is to rise.
@@ -282,19 +284,19 @@ def child(work: Path, asked: dict[str, Any]) -> None:
     print(json.dumps({"steps": steps, "peak_gb": peak_gb}))
 
 
-def compare(work: Path, strategy: str, steps: int, repeats: int) -> str:
+def compare(work: Path, strategy: str, steps: int, repeats: int, peers: Sequence[str]) -> str:
     """Measure ours and TRL's in turn; a table of speeds, ours as a multiple of each."""
     peaks = measure(work, "peak", "", 0)
     flops = flops_a_token(work)
     runs: dict[str, list[dict[str, Any]]] = {}
-    told = {name: {**told, **({} if name != "TRL, tuned" else best_dtype(peaks))}
-            for name, told in PEERS[strategy].items()}  # fmt: skip
+    # Where bfloat16 is emulated, a step takes minutes.
+    slow = () if peaks["bfloat16"] > peaks["float32"] else ("TRL, defaults", "TRL, tuned, bfloat16")
     for _ in range(repeats):
         runs.setdefault("ours", []).append(measure(work, "ours", strategy, steps))
-        for name, options in told.items():
-            # Emulated bfloat16 takes a minute a step.
-            count = min(steps, 6) if name == "TRL, defaults" else steps
-            runs.setdefault(name, []).append(measure(work, "trl", strategy, count, **options))
+        for name, options in PEERS[strategy].items():
+            if name in peers:
+                count = min(steps, WARM_UP + 2) if name in slow else steps
+                runs.setdefault(name, []).append(measure(work, "trl", strategy, count, **options))
     lines = [
         f"{strategy}; matrix product of 2048: {peaks['float32']:.0f} GFLOP/s float32, {peaks['bfloat16']:.0f} bfloat16",
         "",
@@ -309,14 +311,8 @@ def compare(work: Path, strategy: str, steps: int, repeats: int) -> str:
     for name in runs:
         share = f"{speed(name) * flops / 1e9 / peaks['float32']:.0%}" if strategy == "sft" else ""
         peak_gb = max(run["peak_gb"] for run in runs[name])
-        lines.append(f"| {name} | {speed(name):.0f} | {speed('ours') / speed(name):.2f}x | {peak_gb:.1f} | {share} |")
+        lines.append(f"| {name} | {speed(name):.0f} | {speed('ours') / speed(name):.2f}x | {peak_gb:.2f} | {share} |")
     return "\n".join(lines)
-
-
-def best_dtype(peaks: Mapping[str, float]) -> dict[str, Any]:
-    """What is fastest here: bfloat16 weights where the processor multiplies them, else float32 without autocast."""
-    in_hardware = peaks["bfloat16"] > peaks["float32"]
-    return {"bf16": False, "model_init_kwargs": {"dtype": "bfloat16" if in_hardware else "float32"}}
 
 
 def learn(work: Path, steps: int) -> str:
@@ -339,6 +335,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=14)
     parser.add_argument("--repeats", type=int, default=2)
     parser.add_argument("--only", choices=("sft", "dpo", "strategies"), nargs="*", default=["sft", "dpo", "strategies"])
+    parser.add_argument("--peers", choices=PEERS["sft"], nargs="*", default=list(PEERS["sft"]))
     parser.add_argument("--child", type=json.loads, help=argparse.SUPPRESS)
     asked = parser.parse_args()
     asked.work.mkdir(parents=True, exist_ok=True)
@@ -347,7 +344,10 @@ def main() -> None:
         return
     prepare(asked.work)
     for part in asked.only:
-        made = learn(asked.work, 24) if part == "strategies" else compare(asked.work, part, asked.steps, asked.repeats)
+        if part == "strategies":
+            made = learn(asked.work, 24)
+        else:
+            made = compare(asked.work, part, asked.steps, asked.repeats, asked.peers)
         print(made, flush=True)
         (asked.work / f"{part}.md").write_text(made + "\n")
 

@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 # numpy's on a processor, torch's elsewhere.
 Array: TypeAlias = Any
 
+# A tensor of no more is read once, however often a method looks.
+KEPT_ELEMENTS = 1 << 20
+
 # How a dtype is held here, and what is infinite in it once it is rounded: the least such magnitude.
 _HELD = {
     "BF16": ("uint16", float.fromhex("0x1.ffp127")), "F16": ("float16", 65520.0),

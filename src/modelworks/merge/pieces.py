@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from modelworks.core.errors import Unsupported
-from modelworks.merge.arrays import Array, bare, is_numpy, read_row, rounded
+from modelworks.merge.arrays import KEPT_ELEMENTS, Array, bare, is_numpy, read_row, rounded
 from modelworks.merge.lora import LowRankReader
 from modelworks.merge.method import Piece
 from modelworks.merge.plan import Plan, Source, Step, spans
@@ -25,8 +25,6 @@ if TYPE_CHECKING:
 LOOK_ELEMENTS = 1 << 18
 # Of those of numpy's arrays: they stay nearer to the processor, and an operation costs less to begin.
 NEAR_ELEMENTS = 1 << 17
-# A tensor of no more is read once, however often a method looks.
-KEPT_ELEMENTS = 1 << 20
 
 
 class Watch(Protocol):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +12,8 @@ if TYPE_CHECKING:
 IGNORED = -100
 # Their logits are the head's product and nothing else.
 _PLAIN_HEADS = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM")
-_ROWS_AT_ONCE = 512
+# More positions than these are given to the head in equal pieces.
+_ROWS_AT_ONCE = 384
 
 
 def answer_loss(network: Any, input_ids: Tensor, labels: Tensor) -> tuple[Tensor, int]:
@@ -72,10 +74,12 @@ def _in_pieces() -> Any:
         def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
             total = torch.zeros((), dtype=torch.float32, device=hidden.device)
             grad = torch.empty_like(hidden)
-            for first in range(0, len(hidden), _ROWS_AT_ONCE):
-                part = slice(first, first + _ROWS_AT_ONCE)
+            size = math.ceil(len(hidden) / math.ceil(len(hidden) / _ROWS_AT_ONCE)) if len(hidden) else 1
+            for first in range(0, len(hidden), size):
+                part = slice(first, first + size)
                 wanted = targets[part, None]
-                likely = torch.log_softmax((hidden[part] @ weight.T).float(), dim=-1)
+                likely = (hidden[part] @ weight.T).float()
+                torch.log_softmax(likely, dim=-1, out=likely)
                 total -= likely.gather(1, wanted).sum()
                 likely.exp_().scatter_add_(1, wanted, torch.full_like(wanted, -1, dtype=torch.float32))
                 grad[part] = likely.to(weight.dtype) @ weight
