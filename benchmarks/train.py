@@ -40,6 +40,7 @@ PEERS = {
     part: {"TRL, defaults": {}, "TRL, tuned, bfloat16": tuned | BFLOAT16, "TRL, tuned, float32": tuned | FLOAT32}
     for part, tuned in TUNED.items()
 }
+PARTS = ("sft", "dpo", "strategies", "answers")
 SHORT = {"max_new_tokens": 24, "num_generations": 4, "eval_samples": 4}
 # strategy: dataset, what it is told, its own metric, and +1 if that is to rise.
 LEARNS: dict[str, tuple[str, dict[str, Any], str, int]] = {
@@ -315,6 +316,54 @@ def compare(work: Path, strategy: str, steps: int, repeats: int, peers: Sequence
     return "\n".join(lines)
 
 
+def answer(work: Path, seconds: float) -> str:
+    """Ask a real server again and again while a training of its own uses all cores; milliseconds of each request."""
+    import httpx2
+
+    modelworks = str(Path(sys.executable).parent / "modelworks")
+    environment = os.environ | {"MODELWORKS_HOME": str(work / "home")}
+    spec = {"model": BASE, "dataset": "rows", "max_steps": 10_000, "max_length": MAX_LENGTH}
+    with subprocess.Popen(
+        [modelworks, "serve", "--port", "0", "--json"], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
+        env=environment,
+    ) as server:  # fmt: skip
+        try:
+            assert server.stdout is not None
+            with httpx2.Client(base_url=json.loads(server.stdout.readline())["url"], timeout=60) as client:
+                job = client.post("/modelworks/train", json=spec).raise_for_status().json()["id"]
+                asked = (
+                    "/modelworks/health",
+                    "/v1/models",
+                    "/modelworks/jobs",
+                    f"/modelworks/jobs/{job}",
+                    "/metrics",
+                    "/",
+                )
+                events = f"/modelworks/jobs/{job}/events"
+                while all(event["type"] != "metric" for event in client.get(events).json()["items"]):
+                    time.sleep(1)
+                took: dict[str, list[float]] = {path: [] for path in asked}
+                end = time.monotonic() + seconds
+                while time.monotonic() < end:
+                    for path in asked:
+                        began = time.perf_counter()
+                        client.get(path).raise_for_status()
+                        took[path].append((time.perf_counter() - began) * 1000)
+                        time.sleep(0.02)
+                client.post(f"/modelworks/jobs/{job}/cancel").raise_for_status()
+        finally:
+            server.terminate()
+    took["all"] = [each for times in took.values() for each in times]
+    lines = [
+        "| request, while a training uses all cores | requests | p50 ms | p99 ms | longest |",
+        "|---|---|---|---|---|",
+    ]
+    for path, times in took.items():
+        p50, p99 = (sorted(times)[int(len(times) * share)] for share in (0.5, 0.99))
+        lines.append(f"| {path.replace(job, 'ID')} | {len(times)} | {p50:.1f} | {p99:.1f} | {max(times):.1f} |")
+    return "\n".join(lines)
+
+
 def learn(work: Path, steps: int) -> str:
     """Run every strategy; its own metric over the first and the last third of the steps."""
     lines = ["| strategy | metric | first third | last third | as it should |", "|---|---|---|---|---|"]
@@ -334,7 +383,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=ROOT / ".work" / "train", help="model, rows and results; 1 GB")
     parser.add_argument("--steps", type=int, default=14)
     parser.add_argument("--repeats", type=int, default=2)
-    parser.add_argument("--only", choices=("sft", "dpo", "strategies"), nargs="*", default=["sft", "dpo", "strategies"])
+    parser.add_argument("--only", choices=PARTS, nargs="*", default=list(PARTS))
     parser.add_argument("--peers", choices=PEERS["sft"], nargs="*", default=list(PEERS["sft"]))
     parser.add_argument("--child", type=json.loads, help=argparse.SUPPRESS)
     asked = parser.parse_args()
@@ -346,6 +395,8 @@ def main() -> None:
     for part in asked.only:
         if part == "strategies":
             made = learn(asked.work, 24)
+        elif part == "answers":
+            made = answer(asked.work, 60)
         else:
             made = compare(asked.work, part, asked.steps, asked.repeats, asked.peers)
         print(made, flush=True)

@@ -20,24 +20,24 @@ class Dice:
         self._seed, self._name, self._models = seed, name, models
 
     def below(self, shares: Array, start: int, count: int) -> Array:
-        """1 with a chance of `shares`, else 0, for the elements from `start` on.
+        """True with a chance of `shares` for the elements from `start` on.
 
         Args:
             shares: (M, 1) or (M, count) float32; 0 is never, 1 always.
 
         Returns:
-            (M, count) float32.
+            (M, count) bool.
         """
         lib = library(shares)
         bounds = (shares - 0.5) * float(1 << 32)
-        below = lib.empty((self._models, count), dtype=lib.float32, device=shares.device)
+        below = lib.empty((self._models, count), dtype=lib.bool, device=shares.device)
         for run, first, length in _runs(start, count):
             here = slice(run * _RUN + first - start, run * _RUN + first - start + length)
             for bound, out, rolls in zip(bounds, below, self._rolls(run, first, length, below), strict=True):
                 if len(bound) > 1 or not is_numpy(rolls):
-                    out[here] = floats(rolls, rolls) < (bound[here] if len(bound) > 1 else bound)
+                    lib.less(floats(rolls, rolls), bound[here] if len(bound) > 1 else bound, out=out[here])
                 else:
-                    out[here] = rolls < _first_from(float(bound[0]))
+                    lib.less(rolls, _first_from(float(bound[0])), out=out[here])
         return below
 
     def _rolls(self, run: int, first: int, count: int, beside: Array) -> Iterator[Array]:
@@ -54,9 +54,7 @@ class Dice:
             rolls = counters ^ (start ^ start >> 16)  # as if it had been shifted with the key
             rolls *= 0x7FEB352D
             rolls += second
-            shifted = rolls >> 15
-            shifted &= 0x1FFFF
-            rolls ^= shifted
+            rolls ^= _shifted(rolls)
             rolls *= 0x846CA68B - (1 << 32)
             yield rolls
 
@@ -65,6 +63,16 @@ class Dice:
         digest = hashlib.blake2b(said, digest_size=8).digest()
         first, second = (int.from_bytes(half, "little", signed=True) for half in (digest[:4], digest[4:]))
         return first, second
+
+
+def _shifted(rolls: Array) -> Array:
+    """By 15 bits to the right, with zeros from the left; torch shifts whole numbers with their sign only."""
+    if is_numpy(rolls):
+        lib = library(rolls)
+        return (rolls.view(lib.uint32) >> 15).view(lib.int32)
+    shifted = rolls >> 15
+    shifted &= 0x1FFFF
+    return shifted
 
 
 @lru_cache

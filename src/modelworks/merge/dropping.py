@@ -73,8 +73,7 @@ def _drop(look: TensorLook, params: DroppingParams, models: int, chances: Keep) 
 
     def keep(piece: Piece) -> Array:
         shares = chances(piece)
-        kept = dice.below(shares, piece.start, piece.deltas.shape[1])
-        kept *= piece.deltas
+        kept = piece.deltas * dice.below(shares, piece.start, piece.deltas.shape[1])
         if divides:  # what has no chance is never kept: 0 / anything
             kept /= library(shares).clip(shares, 2.0**-32, None)
         return kept

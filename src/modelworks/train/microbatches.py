@@ -12,7 +12,7 @@ from typing import Any
 from modelworks.store.files import write_atomically
 
 # Tokens, rows times the longest, that are computed at once at first. More make a CPU slower, not faster.
-FIRST_TOKENS = {"cpu": 1024, "cuda": 32_768}
+FIRST_TOKENS = {"cpu": 896, "cuda": 32_768}
 UNLIMITED = 1 << 40
 # A process that held so much of the machine when it vanished was ended for it.
 NEARLY_ALL = 0.8

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -16,6 +18,14 @@ rows = st.integers(1, 40).flatmap(
     lambda size: st.lists(st.lists(changes, min_size=size, max_size=size), min_size=1, max_size=3)
 )
 shares = st.sampled_from([0.0, 1e-9, 0.01, 0.2, 0.5, 0.9, 0.999, 1.0])
+
+
+@pytest.fixture(scope="module", autouse=True, params=[0, 1 << 20], ids=["of a large tensor", "of a small one"])
+def whole(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Every test finds its cuts in both ways."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(selection, "_WHOLE", request.param)
+        yield
 
 
 def sorted_and_kept(row: torch.Tensor, *, first: int, last: int, descending: bool) -> torch.Tensor:
@@ -85,7 +95,7 @@ def test_large_random_tensors_agree_with_a_sort() -> None:
 
 @settings(deadline=None)
 @given(values=rows, elements=st.integers(1, 50), first_above=st.booleans(), data=st.data())
-def test_counting_bits_finds_the_same_cuts_as_a_sample(
+def test_counting_bits_finds_the_same_cuts(
     values: list[list[float]], elements: int, first_above: bool, data: st.DataObject
 ) -> None:
     look = looked(torch.tensor(values), elements)

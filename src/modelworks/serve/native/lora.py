@@ -57,14 +57,26 @@ class Adapter:
 
 
 @dataclass(frozen=True, slots=True)
-class _Stack:
-    """All adapters' updates of one fused product in every layer: down (adapters, in, width), up (adapters, width, out).
+class _Part:
+    """All adapters' updates of one projection: its `ranks` of what the fused product's went down to, and its `outs`.
 
-    The width is the widest one's; what others have less of is zeros.
+    up, for each layer, is (adapters, rank, out).
+    """
+
+    ranks: slice
+    outs: slice
+    up: tuple[Tensor, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class _Stack:
+    """All adapters' updates of one fused product: down, for each layer, (adapters, in, ranks of all parts).
+
+    A part's rank is the largest one's; what others have less of is zeros.
     """
 
     down: tuple[Tensor, ...]
-    up: tuple[Tensor, ...]
+    parts: tuple[_Part, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +86,7 @@ class _Choice:
     first: int
     end: int
     rows: Tensor  # (adapters * places,) the row in each place, any where none is
-    taken: Tensor  # (adapters, places, 1) 1 where a row is, else 0
+    taken: Tensor | None  # (adapters, places, 1) 1 where a row is, else 0; None where no row is of the bare base
     place: Tensor  # (T,) each row's place; an empty one for a row of the bare base
 
 
@@ -145,12 +157,17 @@ class Adapters:
         if stack is None:
             return product
         for number, run in self._runs:
-            product[run].addmm_(x[run] @ stack.down[layer][number], stack.up[layer][number])
+            low = x[run] @ stack.down[layer][number]
+            for part in stack.parts:
+                product[run, part.outs].addmm_(low[:, part.ranks], part.up[layer][number])
         if choice is not None:
-            down, up = stack.down[layer][choice.first : choice.end], stack.up[layer][choice.first : choice.end]
-            placed = x.index_select(0, choice.rows).view(len(down), -1, x.shape[1])
-            updates = torch.bmm(torch.bmm(placed, down).mul_(choice.taken), up)
-            product[: len(choice.place)].add_(updates.flatten(0, 1).index_select(0, choice.place))
+            chosen, changed = slice(choice.first, choice.end), product[: len(choice.place)]
+            down = stack.down[layer][chosen]
+            low = torch.bmm(x.index_select(0, choice.rows).view(len(down), -1, x.shape[1]), down)
+            low = low if choice.taken is None else low.mul_(choice.taken)
+            for part in stack.parts:
+                updates = torch.bmm(low[:, :, part.ranks], part.up[layer][chosen]).flatten(0, 1)
+                changed[:, part.outs].add_(updates.index_select(0, choice.place))
         for name, rows in self._stretched:
             if gains := self._gains[name].get(kind):
                 # what came from the weights: all but `plus` and the bias
@@ -200,7 +217,9 @@ class Adapters:
         if None in numbers:
             empty = taken.index(0.0)
             place = [empty if number is None else at for at, number in zip(place, numbers, strict=True)]
-        filled = torch.tensor(taken, dtype=self._dtype, device=self._device).view(end - first, places, 1)
+        filled = None
+        if None in numbers:
+            filled = torch.tensor(taken, dtype=self._dtype, device=self._device).view(end - first, places, 1)
         return _Choice(first, end, self._tensor(rows), filled, self._tensor(place))
 
     def _tensor(self, numbers: Sequence[int]) -> Tensor:
@@ -211,31 +230,37 @@ class Adapters:
         self._stacks = {kind: stack for kind, stack in stacks.items() if stack is not None}
 
     def _stack(self, names: tuple[str, ...]) -> _Stack | None:
-        adapters, layers = list(self._resident.values()), range(self._shape.layers)
-        found = {
-            (layer, number): [(name, adapter.pairs[layer, name]) for name in names if (layer, name) in adapter.pairs]
-            for layer in layers
-            for number, adapter in enumerate(adapters)
-        }
-        width = max((sum(len(pair.down) for _, pair in pairs) for pairs in found.values()), default=0)
-        if width == 0:
+        layers, size = range(self._shape.layers), sizes(self._shape)
+        ranks = {name: self._rank(name) for name in names}
+        if not any(ranks.values()):
             return None
-        size = sizes(self._shape)
-        first = {name: sum(size[earlier][0] for earlier in names[:index]) for index, name in enumerate(names)}
-        inner, outer = size[names[0]][1], sum(size[name][0] for name in names)
-        downs, ups = [], []
+        parts, downs = [], []
+        rank = out = 0
+        for name in names:
+            if ranks[name]:
+                up = tuple(self._padded(layer, name, ranks[name])[1] for layer in layers)
+                parts.append(_Part(slice(rank, rank + ranks[name]), slice(out, out + size[name][0]), up))
+            rank, out = rank + ranks[name], out + size[name][0]
         for layer in layers:
-            down, up = torch.zeros(len(adapters), inner, width), torch.zeros(len(adapters), width, outer)
-            for number in range(len(adapters)):
-                column = 0
-                for name, pair in found[layer, number]:
-                    end = column + len(pair.down)
-                    down[number, :, column:end] = pair.down.T
-                    up[number, column:end, first[name] : first[name] + size[name][0]] = pair.up.T
-                    column = end
-            downs.append(down.to(self._device, self._dtype))
-            ups.append(up.to(self._device, self._dtype))
-        return _Stack(tuple(downs), tuple(ups))
+            downs.append(torch.cat([self._padded(layer, name, ranks[name])[0] for name in names if ranks[name]], 2))
+        return _Stack(tuple(downs), tuple(parts))
+
+    def _rank(self, name: str) -> int:
+        """The largest of a projection's updates."""
+        every = (pair for adapter in self._resident.values() for (_, of), pair in adapter.pairs.items() if of == name)
+        return max((len(pair.down) for pair in every), default=0)
+
+    def _padded(self, layer: int, name: str, rank: int) -> tuple[Tensor, Tensor]:
+        """All adapters' updates of a projection as (adapters, in, rank) and (adapters, rank, out)."""
+        outer, inner = sizes(self._shape)[name]
+        count = len(self._resident)
+        down, up = torch.zeros(count, inner, rank), torch.zeros(count, rank, outer)
+        for number, adapter in enumerate(self._resident.values()):
+            pair = adapter.pairs.get((layer, name))
+            if pair is not None:
+                down[number, :, : len(pair.down)] = pair.down.T
+                up[number, : len(pair.down)] = pair.up.T
+        return down.to(self._device, self._dtype), up.to(self._device, self._dtype)
 
 
 def read_adapter(folder: Path, shape: Shape) -> Adapter:

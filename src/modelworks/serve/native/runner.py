@@ -29,7 +29,7 @@ class _Step:
     first: int  # the slots that the decoding attention looks through
     span: int
     length: int  # positions that it looks at
-    mask: Tensor | None  # (span, 1, 1, length)
+    mask: Tensor | None  # (span, kv, 1, length)
     prompts: Sequence[Piece]
 
 
@@ -118,7 +118,7 @@ class Runner:
             ends[slot] = piece.start + 1
         seen = torch.arange(length, device=self.device) < torch.tensor(ends, device=self.device)[:, None]
         mask = torch.zeros(seen.shape, dtype=self.dtype, device=self.device).masked_fill_(~seen, float("-inf"))
-        return mask[:, None, None, :]
+        return mask[:, None, None, :].repeat(1, self._shape.kv_heads, 1, 1)
 
     def _layer(self, index: int, layer: Layer, x: Tensor, step: _Step) -> Tensor:
         shape, adapters = self._shape, self._adapters
@@ -165,11 +165,22 @@ class Runner:
             queries = spread.index_copy_(0, step.slots, queries)
         end = step.first + step.span
         keys, values = keys[step.first : end, :, : step.length], values[step.first : end, :, : step.length]
-        seen = F.scaled_dot_product_attention(queries, keys, values, attn_mask=step.mask)
+        if step.mask is not None and keys.dtype == torch.float32:
+            seen = _attend_few(queries, keys, values, step.mask)
+        else:
+            seen = F.scaled_dot_product_attention(queries, keys, values, attn_mask=step.mask)
         return seen if step.slots is None else seen[step.slots]
 
     def _norm(self, x: Tensor, weight: Tensor) -> Tensor:
         return F.rms_norm(x, weight.shape, weight, self._shape.norm_epsilon)
+
+
+def _attend_few(queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor) -> Tensor:
+    """Attention of (slots, kv, group, head) queries as plain products, which a few queries of many finish sooner by."""
+    # Views: the heads of all slots lie evenly far apart.
+    flat, keys, values = (each.flatten(0, 1) for each in (queries, keys, values))
+    scores = torch.baddbmm(mask.flatten(0, 1), flat, keys.transpose(1, 2), alpha=queries.shape[-1] ** -0.5)
+    return torch.bmm(scores.softmax(-1), values).view(queries.shape)
 
 
 def _attend_prompt(keys: Tensor, values: Tensor, queries: Tensor) -> Tensor:
