@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 # Models that can be counted in a byte.
 _MOST_COUNTED = 256
 _LEAST = 1e-7
-# Elements of a block in a sum.
-_FOLDED = 1 << 15
+# Elements that are added up together.
+_BLOCK = 1 << 15
 
 
 class ThinningParams(Params):
@@ -162,15 +162,15 @@ def _divisor(rows: Array, weights: Sequence[float]) -> Array:
 
 def restore_l1(look: TensorLook, keep: Keep) -> Keep:
     """Scale what is kept of each model's changes so that their magnitudes add up to as much as before."""
-    before: Any = 0.0
-    after: Any = 0.0
+    before, after = _Sums(), _Sums()
     for piece in look.pieces():
         piece.kept = keep(piece)
-        before, after = before + _magnitudes(piece.deltas), after + _magnitudes(piece.kept)
+        before.add(piece.deltas)
+        after.add(piece.kept)
     # Where next to nothing was, or is left, there is nothing to restore.
     factors = [
         1.0 if was < _LEAST or left < _LEAST else was / left
-        for was, left in (zip(before.tolist(), after.tolist(), strict=True) if look.size else ())
+        for was, left in zip(before.of_rows(), after.of_rows(), strict=True)
     ]
 
     def restored(piece: Piece) -> Array:
@@ -181,16 +181,31 @@ def restore_l1(look: TensorLook, keep: Keep) -> Keep:
     return restored
 
 
-def _magnitudes(rows: Array) -> Array:
-    """What the magnitudes of each row add up to, in float64.
+class _Sums:
+    """What the magnitudes of each row add up to, the same in pieces of any size.
 
-    The first sums, of 16 that lie far apart in a block, are made in float32, which is three times faster; the blocks
-    lie alike in pieces of any size.
+    Sixteen that lie far apart in a block are added up in float32, which is three times faster, the rest in float64.
     """
-    lib, count = library(rows), rows.shape[1] // _FOLDED * _FOLDED
-    magnitudes = abs(rows)
-    total = magnitudes[:, count:].sum(1, dtype=lib.float64)
-    folded = magnitudes[:, :count].reshape(len(rows), -1, _FOLDED)
-    for half in (_FOLDED >> 1, _FOLDED >> 2, _FOLDED >> 3, _FOLDED >> 4):
-        folded[..., :half] += folded[..., half : 2 * half]
-    return total + folded[..., : _FOLDED >> 4].sum((1, 2), dtype=lib.float64)
+
+    def __init__(self) -> None:
+        self._total: Any = 0.0
+        self._left: Array | None = None  # of a block that the next piece goes on with
+
+    def add(self, rows: Array) -> None:
+        lib, magnitudes = library(rows), abs(rows)
+        if self._left is not None:
+            magnitudes = lib.concatenate([self._left, magnitudes], 1)
+        count = magnitudes.shape[1] // _BLOCK * _BLOCK
+        self._left = magnitudes[:, count:] if count < magnitudes.shape[1] else None
+        blocks, size = magnitudes[:, :count].reshape(len(rows), -1, _BLOCK), _BLOCK
+        while size > _BLOCK // 16:
+            size //= 2
+            blocks[..., :size] += blocks[..., size : 2 * size]
+        self._total = self._total + blocks[..., :size].sum((1, 2), dtype=lib.float64)
+
+    def of_rows(self) -> list[float]:
+        total = self._total
+        if self._left is not None:
+            total = total + self._left.sum(1, dtype=library(self._left).float64)
+        found: list[float] = [] if isinstance(total, float) else total.tolist()
+        return found

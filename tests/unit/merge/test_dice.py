@@ -55,7 +55,7 @@ def test_nothing_has_a_chance_of_zero_and_everything_of_one() -> None:
 
 @pytest.mark.parametrize("share", [0.001, 0.1, 0.5, 0.9])
 def test_as_many_are_drawn_as_chance_says(share: float) -> None:
-    drawn = Dice(0, NAME, 1).below(chances(share), 0, 1 << 20)[0]
+    drawn = Dice(0, NAME, 1).below(chances(share), 0, 1 << 20)[0].float()
     spread = (share * (1 - share)) ** 0.5
 
     # in all, in every 64th of them, and of those that follow on one that is drawn: within five standard deviations
@@ -71,7 +71,7 @@ def test_models_tensors_seeds_and_far_away_elements_are_independent() -> None:
     ]  # fmt: skip
 
     # The correlation of independent rows is about 1 / sqrt(2^18) = 0.002.
-    correlations = torch.corrcoef(torch.stack(rows)) - torch.eye(len(rows))
+    correlations = torch.corrcoef(torch.stack(rows).float()) - torch.eye(len(rows))
     assert correlations.abs().max() < 0.01
 
 

@@ -49,6 +49,17 @@ def test_by_l1_the_sum_of_magnitudes_is_restored() -> None:
     torch.testing.assert_close(found.abs().sum(1), DELTAS.abs().sum(1))
 
 
+def test_by_l1_the_factor_is_the_same_in_pieces_of_any_size() -> None:
+    params = DroppingParams(density=0.1, rescale_norm="l1")
+    deltas = torch.randn(2, 100_000, generator=torch.Generator().manual_seed(1))
+    whole = looked(deltas, elements=100_000)
+    expected = kept(keep_at_random(whole, params, [params] * 2), whole)
+
+    for elements in (576 * 57, 1 << 15, 70_001):
+        look = looked(deltas, elements=elements)
+        assert torch.equal(kept(keep_at_random(look, params, [params] * 2), look), expected)
+
+
 def test_the_larger_in_its_row_the_likelier_it_is_kept() -> None:
     params = RankedParams(density=0.5, epsilon=0.5, rescale=False)
     look = looked(DELTAS, (256, 256))
