@@ -117,12 +117,12 @@ def test_a_run_that_the_kernel_ended_for_its_memory_is_followed_by_one_that_take
     job: Callable[[str], FakeJob],
 ) -> None:
     killed = job("killed")
-    known = {"tokens": 1024, "checkpointing": False, "open": True, "peak_bytes": 1 << 60, "kernel_kills": 0}
+    known = {"tokens": 800, "checkpointing": False, "open": True, "peak_bytes": 1 << 60, "kernel_kills": 0}
     (killed.checkpoints / "memory.json").write_text(json.dumps(known))
 
     run(spec(max_steps=1), killed)
 
-    assert any("ended for its memory; micro-batch halved to 512 tokens" in line for line in killed.logs)
+    assert any("ended for its memory; micro-batch halved to 400 tokens" in line for line in killed.logs)
 
 
 def test_on_a_full_disk_the_oldest_checkpoint_makes_room_then_the_job_is_paused_and_goes_on(

@@ -15,6 +15,7 @@ from modelworks.data.render import IGNORED
 from modelworks.store.files import write_atomically
 from modelworks.train.strategy import Setup
 from modelworks.train.trainer import Steady
+from modelworks.weights.scoring import answer_losses
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -44,23 +45,11 @@ class Answers:
 def answer_log_probs(network: Any, input_ids: Tensor, labels: Tensor, **options: object) -> tuple[Tensor, Any]:
     """Log-probabilities of the labelled tokens, (B, T-1), 0 elsewhere, and the loss of a router if asked for.
 
-    As in `scoring.answer_loss`, a hook gives the output head only the positions that are looked at.
+    As in `scoring.answer_losses`, the output head sees only the positions that are looked at.
     """
-    import torch
-    import torch.nn.functional as F
-
     wanted = labels[:, 1:] != IGNORED
-    scored = torch.zeros_like(labels, dtype=torch.bool)
-    scored[:, :-1] = wanted
-    # Where several processes train, what joins them is wrapped around the network.
-    head = getattr(network, "module", network).get_output_embeddings()
-    hook = head.register_forward_pre_hook(lambda _module, inputs: (inputs[0][scored],))
-    try:
-        outputs = network(input_ids=input_ids, use_cache=False, **options)
-    finally:
-        hook.remove()
-    found = -F.cross_entropy(outputs.logits.float(), labels[:, 1:][wanted], reduction="none")
-    return found.new_zeros(wanted.shape).masked_scatter(wanted, found), getattr(outputs, "aux_loss", None)
+    losses, given = answer_losses(network, input_ids, labels, **options)
+    return losses.new_zeros(wanted.shape).masked_scatter(wanted, -losses), getattr(given, "aux_loss", None)
 
 
 class Compared(Steady):

@@ -18,6 +18,7 @@ from modelworks.train.microbatches import FIRST_TOKENS, memory_bytes
 from modelworks.train.plan import adapter_to_go_on_from, chosen_inputs, lora_of, provider_on, settle
 from modelworks.train.spec import TrainSpec
 from modelworks.train.strategy import Settled
+from modelworks.weights.scoring import ROWS_AT_ONCE
 
 # Of a larger dataset so many rows are tokenised, and the rest is taken to be like them.
 ROWS_LOOKED_AT = 5000
@@ -216,8 +217,8 @@ def _activations(
     layers = 1 if spec.gradient_checkpointing else network.layers
     inputs = network.layers * network.hidden if spec.gradient_checkpointing else 0
     scored = batch.scored * together / batch.rows
-    if rows.texts == 1 and spec.tuning == "lora":
-        scored = min(scored, 512)  # the head is computed in pieces of so many
+    if spec.tuning == "lora":
+        scored = min(scored, ROWS_AT_ONCE)
     return {
         "activations": int(tokens * width * (values * layers + inputs)),
         "logits": int(scored * network.vocabulary * 4 * _LOGITS),
@@ -229,7 +230,7 @@ def _most(
 ) -> int:
     """Bytes at the heaviest moment: in a step, with the held-out rows, or as whole models are made."""
     held = memory["start"] + memory["weights"]
-    # They are measured without a gradient, but with all their logits at once.
+    # They are measured without a gradient, but with all their logits at once where the head is not a plain one.
     scored = max((batch.scored * min(1, held_out / batch.rows) for batch in batches if rows.texts == 1), default=0)
     measuring = held + memory["gradients and optimizer"] + int(scored * network.vocabulary * 4 * _LOGITS)
     after = held + 5 * network.parameters if spec.merge or spec.export_gguf else 0

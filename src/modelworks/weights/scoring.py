@@ -13,16 +13,11 @@ IGNORED = -100
 # Their logits are the head's product and nothing else.
 _PLAIN_HEADS = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM")
 # More positions than these are given to the head in equal pieces.
-_ROWS_AT_ONCE = 384
+ROWS_AT_ONCE = 384
 
 
 def answer_loss(network: Any, input_ids: Tensor, labels: Tensor) -> tuple[Tensor, int]:
     """Sum the cross-entropy over labelled positions.
-
-    The vocabulary is far wider than the network, so the head costs as much as many layers: giving it only the
-    positions that are scored saves that time and memory. It is done by a hook, so that whatever a model does to its
-    logits (scaling, capping) still happens. Where it does nothing and the head is frozen, no logits are kept at all:
-    the gradient is made piece by piece along with the loss.
 
     Args:
         network: a transformers causal language model, or a PEFT model around one.
@@ -32,6 +27,25 @@ def answer_loss(network: Any, input_ids: Tensor, labels: Tensor) -> tuple[Tensor
     Returns:
         The sum, differentiable, float32; and the number of positions.
     """
+    losses, _ = answer_losses(network, input_ids, labels)
+    return losses.sum(), losses.numel()
+
+
+def answer_losses(network: Any, input_ids: Tensor, labels: Tensor, **options: object) -> tuple[Tensor, Any]:
+    """The cross-entropy of every labelled token, row by row.
+
+    The vocabulary is far wider than the network, so the head costs as much as many layers: giving it only the
+    positions that are scored saves that time and memory. It is done by a hook, so that whatever a model does to its
+    logits (scaling, capping) still happens. Where it does nothing and the head is frozen, no logits are kept at all:
+    the gradient is made piece by piece along with the loss.
+
+    Args:
+        network, input_ids, labels: as for `answer_loss`.
+        options: for the network.
+
+    Returns:
+        (N,) float32, differentiable; and what the network gave, whose logits are not to be relied on.
+    """
     import torch
     import torch.nn.functional as F
 
@@ -40,7 +54,7 @@ def answer_loss(network: Any, input_ids: Tensor, labels: Tensor) -> tuple[Tensor
     targets = labels[:, 1:][scored[:, :-1]]
     # Where several processes train, what joins them is wrapped around the network.
     head = getattr(network, "module", network).get_output_embeddings()
-    in_pieces = torch.is_grad_enabled() and _is_plain(network, head)
+    in_pieces = _is_plain(network, head)
     seen: list[Tensor] = []
 
     def choose(_module: object, inputs: tuple[Tensor]) -> tuple[Tensor]:
@@ -49,20 +63,21 @@ def answer_loss(network: Any, input_ids: Tensor, labels: Tensor) -> tuple[Tensor
 
     hook = head.register_forward_pre_hook(choose)
     try:
-        logits = network(input_ids=input_ids, use_cache=False).logits  # (N, V)
+        given = network(input_ids=input_ids, use_cache=False, **options)
     finally:
         hook.remove()
     if in_pieces:
-        return _in_pieces().apply(seen[0], head.weight, targets), targets.numel()
-    return F.cross_entropy(logits.float(), targets, reduction="sum"), targets.numel()
+        return _in_pieces().apply(seen[0], head.weight, targets), given
+    return F.cross_entropy(given.logits.float(), targets, reduction="none"), given
 
 
 def _is_plain(network: Any, head: Any) -> bool:
+    import torch
     from torch import nn
 
     causal = network.get_base_model() if hasattr(network, "get_base_model") else network
-    plain = type(causal).__name__ in _PLAIN_HEADS and type(head) is nn.Linear
-    return plain and head.bias is None and not head.weight.requires_grad
+    plain = type(causal).__name__ in _PLAIN_HEADS and type(head) is nn.Linear and head.bias is None
+    return plain and not (torch.is_grad_enabled() and head.weight.requires_grad)
 
 
 @cache
@@ -72,23 +87,25 @@ def _in_pieces() -> Any:
     class InPieces(torch.autograd.Function):
         @staticmethod
         def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
-            total = torch.zeros((), dtype=torch.float32, device=hidden.device)
-            grad = torch.empty_like(hidden)
-            size = math.ceil(len(hidden) / math.ceil(len(hidden) / _ROWS_AT_ONCE)) if len(hidden) else 1
+            losses = torch.empty(len(hidden), dtype=torch.float32, device=hidden.device)
+            # Of each position's own loss, so that whatever is made of them later only scales its rows.
+            grad = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
+            size = math.ceil(len(hidden) / math.ceil(len(hidden) / ROWS_AT_ONCE)) if len(hidden) else 1
             for first in range(0, len(hidden), size):
                 part = slice(first, first + size)
                 wanted = targets[part, None]
                 likely = (hidden[part] @ weight.T).float()
                 torch.log_softmax(likely, dim=-1, out=likely)
-                total -= likely.gather(1, wanted).sum()
-                likely.exp_().scatter_add_(1, wanted, torch.full_like(wanted, -1, dtype=torch.float32))
-                grad[part] = likely.to(weight.dtype) @ weight
+                losses[part] = -likely.gather(1, wanted)[:, 0]
+                if grad is not None:
+                    likely.exp_().scatter_add_(1, wanted, torch.full_like(wanted, -1, dtype=torch.float32))
+                    grad[part] = likely.to(weight.dtype) @ weight
             ctx.save_for_backward(grad)
-            return total
+            return losses
 
         @staticmethod
         def backward(ctx: Any, given: Tensor) -> Any:
             (grad,) = ctx.saved_tensors
-            return grad * given, None, None
+            return (grad * given[:, None]).to(grad.dtype), None, None
 
     return InPieces

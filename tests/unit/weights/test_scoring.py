@@ -31,7 +31,7 @@ def test_the_loss_is_the_library_s_own_with_far_fewer_positions_in_the_head(tmp_
 
 
 def test_a_frozen_head_gives_the_same_in_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("modelworks.weights.scoring._ROWS_AT_ONCE", 7)
+    monkeypatch.setattr("modelworks.weights.scoring.ROWS_AT_ONCE", 7)
     network = load_network(tiny_llama(tmp_path, tie_word_embeddings=False), torch.float32, "cpu")
     network.lm_head.weight.requires_grad_(False)
     ids = torch.randint(3, 250, (3, 20), generator=torch.Generator().manual_seed(0))
