@@ -209,8 +209,7 @@ def _activations(
 ) -> dict[str, int]:
     """Bytes of a batch, or of as much of it as is computed at once."""
     together = batch.rows // spec.num_processes
-    if rows.texts == 1:
-        together = max(1, min(together, FIRST_TOKENS[device] // batch.width))
+    together = max(1, min(together, FIRST_TOKENS[device] // (batch.width * rows.texts)))
     tokens = together * rows.texts * batch.width
     hidden, inner = _KEPT[_layers_of(spec, device)]
     values = hidden * network.hidden + inner * network.inner

@@ -13,7 +13,6 @@ from modelworks.store.files import write_atomically
 
 # Tokens, rows times the longest, that are computed at once at first. More make a CPU slower, not faster.
 FIRST_TOKENS = {"cpu": 896, "cuda": 32_768}
-UNLIMITED = 1 << 40
 # A process that held so much of the machine when it vanished was ended for it.
 NEARLY_ALL = 0.8
 _OUT_OF_MEMORY = ("out of memory", "not enough memory", "t allocate memory", "bad_alloc", "CUDNN_STATUS_ALLOC_FAILED")

@@ -286,7 +286,7 @@ class Steady:
 def train_or_resume(job: JobContext, trainer: Any, checkpoint: Path | None) -> None:
     if trainer.args.n_gpu > 1:
         trainer.args._n_gpu = 1  # where several are seen the Trainer would use them all, by DataParallel
-    first = microbatches.UNLIMITED if trainer.paired else microbatches.FIRST_TOKENS[trainer.args.device.type]
+    first = microbatches.FIRST_TOKENS[trainer.args.device.type]
     budget = trainer.budget = Budget.read(job.checkpoints / _memory_file(trainer), first)
     if budget.begin():
         budget.tokens = max(1, min(budget.tokens, first) // 2)
