@@ -47,11 +47,11 @@ LEARNS: dict[str, tuple[str, dict[str, Any], str, int]] = {
     "sft": ("rows", {}, "loss", -1),
     "qlora": ("rows", {}, "loss", -1),
     "pretrain": ("plain", {"max_length": 256}, "loss", -1),
-    "dpo": ("pairs", {"learning_rate": 1e-4}, "rewards/margins", 1),
-    "orpo": ("pairs", {"learning_rate": 1e-4}, "log_odds_chosen", 1),
-    "kto": ("rated", {"learning_rate": 1e-4}, "rewards/margins", 1),
-    "reward": ("pairs", {"learning_rate": 5e-4}, "margin", 1),
-    "rlhf": ("pairs", {"learning_rate": 1e-4, "params": SHORT | {"reward_steps": 8}}, "reward", 1),
+    "dpo": ("pairs", {"learning_rate": 1e-4, "max_length": 256}, "rewards/margins", 1),
+    "orpo": ("pairs", {"learning_rate": 1e-4, "max_length": 256}, "log_odds_chosen", 1),
+    "kto": ("rated", {"learning_rate": 1e-4, "max_length": 256}, "rewards/margins", 1),
+    "reward": ("pairs", {"learning_rate": 5e-4, "max_length": 256}, "margin", 1),
+    "rlhf": ("pairs", {"learning_rate": 1e-4, "max_length": 256, "params": SHORT | {"reward_steps": 8}}, "reward", 1),
     # Answers are to have 100 characters.
     "grpo": (
         "rows",
