@@ -230,20 +230,17 @@ class Adapters:
         self._stacks = {kind: stack for kind, stack in stacks.items() if stack is not None}
 
     def _stack(self, names: tuple[str, ...]) -> _Stack | None:
-        layers, size = range(self._shape.layers), sizes(self._shape)
-        ranks = {name: self._rank(name) for name in names}
-        if not any(ranks.values()):
-            return None
-        parts, downs = [], []
+        layers, parts, padded = range(self._shape.layers), [], []
         rank = out = 0
         for name in names:
-            if ranks[name]:
-                up = tuple(self._padded(layer, name, ranks[name])[1] for layer in layers)
-                parts.append(_Part(slice(rank, rank + ranks[name]), slice(out, out + size[name][0]), up))
-            rank, out = rank + ranks[name], out + size[name][0]
-        for layer in layers:
-            downs.append(torch.cat([self._padded(layer, name, ranks[name])[0] for name in names if ranks[name]], 2))
-        return _Stack(tuple(downs), tuple(parts))
+            last, end = rank + self._rank(name), out + sizes(self._shape)[name][0]
+            if last > rank:
+                padded.append([self._padded(layer, name, last - rank) for layer in layers])
+                parts.append(_Part(slice(rank, last), slice(out, end), tuple(up for _, up in padded[-1])))
+            rank, out = last, end
+        if not parts:
+            return None
+        return _Stack(tuple(torch.cat([each[layer][0] for each in padded], 2) for layer in layers), tuple(parts))
 
     def _rank(self, name: str) -> int:
         """The largest of a projection's updates."""
