@@ -7,11 +7,14 @@ import os
 import signal
 import subprocess
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 import psutil
 
 from modelworks.jobs.folder import JobFolder
+
+_ENDING_SECONDS = 5.0
 
 
 @dataclass
@@ -48,11 +51,14 @@ class LocalExecutor:
 
     def is_alive(self, folder: JobFolder) -> bool:
         """Whether the run in this folder goes on, whoever started it."""
+        locked = folder.is_locked()
         child = self.children.get(str(folder.path))
-        if child is not None and (code := child.poll()) is not None:
-            self.exit_codes[str(folder.path)] = code
-            del self.children[str(folder.path)]
-        return folder.is_locked()
+        if child is not None:
+            # The kernel frees the lock of a process that ends a moment before it tells how that ended.
+            with suppress(subprocess.TimeoutExpired):
+                self.exit_codes[str(folder.path)] = child.wait(0 if locked else _ENDING_SECONDS)
+                del self.children[str(folder.path)]
+        return locked
 
     def exit_code(self, folder: JobFolder) -> int | None:
         """How the last run in this folder ended, negative for a signal; None where another server started it."""
