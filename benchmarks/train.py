@@ -27,7 +27,8 @@ BASE = "smollm2-135m"
 # Real instructions, answers and preferences; for measuring only, they are neither kept nor passed on.
 DATA = "llamafactory==0.9.5"
 FILES = {"rows": "alpaca_en_demo.json", "pairs": "dpo_en_demo.json"}
-ROWS_A_BATCH, MAX_LENGTH, WARM_UP = 4, 512, 2
+ROWS_A_BATCH, WARM_UP = 4, 2
+MAX_LENGTH = {"sft": 512, "dpo": 256}
 LORA = {"r": 16, "lora_alpha": 32, "target_modules": "all-linear", "task_type": "CAUSAL_LM"}
 
 # What each peer is told beyond what all are. TRL's defaults: float32 weights, bfloat16 autocast, checkpointing.
@@ -163,7 +164,7 @@ def ours(work: Path, strategy: str, steps: int, **told: Any) -> list[dict[str, f
     inputs = {BASE: app.services.catalog.model(BASE), dataset: app.services.catalog.dataset(dataset)}
     app.close()
     spec = TrainSpec.model_validate(
-        {"model": BASE, "dataset": dataset, "strategy": strategy, "max_steps": steps, "max_length": MAX_LENGTH,
+        {"model": BASE, "dataset": dataset, "strategy": strategy, "max_steps": steps, "max_length": MAX_LENGTH.get(strategy, 512),
          "per_device_train_batch_size": ROWS_A_BATCH, "save_steps": steps, "num_train_epochs": 100, **told}
     )  # fmt: skip
     with tempfile.TemporaryDirectory(dir=work) as folder:
@@ -198,7 +199,7 @@ def theirs(work: Path, strategy: str, steps: int, **told: Any) -> list[dict[str,
         trainer = trainer_type(
             model=model,
             args=config(
-                output_dir=folder, max_steps=steps, per_device_train_batch_size=ROWS_A_BATCH, max_length=MAX_LENGTH,
+                output_dir=folder, max_steps=steps, per_device_train_batch_size=ROWS_A_BATCH, max_length=MAX_LENGTH[strategy],
                 use_cpu=True, report_to="none", save_strategy="no", **told,
             ),
             train_dataset=datasets.Dataset.from_list(as_trl(rows)),
@@ -259,7 +260,7 @@ def flops_a_token(work: Path) -> float:
     app = open_workspace(work)
     model, rows = app.services.catalog.model(BASE), app.services.catalog.dataset("rows")
     app.close()
-    encoded = encode_split(model.path, rows.path, "train", MAX_LENGTH)
+    encoded = encode_split(model.path, rows.path, "train", MAX_LENGTH["sft"])
     answers = sum(label != IGNORED for example in encoded.examples for label in example.labels) / encoded.tokens
     return 4 * 106.2e6 + 6 * 4.88e6 + 4 * 28.3e6 * answers
 
@@ -296,7 +297,7 @@ def compare(work: Path, strategy: str, steps: int, repeats: int, peers: Sequence
         runs.setdefault("ours", []).append(measure(work, "ours", strategy, steps))
         for name, options in PEERS[strategy].items():
             if name in peers:
-                count = min(steps, WARM_UP + 2) if name in slow else steps
+                count = min(steps, WARM_UP + 1) if name in slow else steps
                 runs.setdefault(name, []).append(measure(work, "trl", strategy, count, **options))
     lines = [
         f"{strategy}; matrix product of 2048: {peaks['float32']:.0f} GFLOP/s float32, {peaks['bfloat16']:.0f} bfloat16",
@@ -322,7 +323,7 @@ def answer(work: Path, seconds: float) -> str:
 
     modelworks = str(Path(sys.executable).parent / "modelworks")
     environment = os.environ | {"MODELWORKS_HOME": str(work / "home")}
-    spec = {"model": BASE, "dataset": "rows", "max_steps": 10_000, "max_length": MAX_LENGTH}
+    spec = {"model": BASE, "dataset": "rows", "max_steps": 10_000, "max_length": 512}
     with subprocess.Popen(
         [modelworks, "serve", "--port", "0", "--json"], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
         env=environment,
@@ -382,6 +383,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--work", type=Path, default=ROOT / ".work" / "train", help="model, rows and results; 1 GB")
     parser.add_argument("--steps", type=int, default=14)
+    parser.add_argument("--learning-steps", type=int, default=24)
     parser.add_argument("--repeats", type=int, default=2)
     parser.add_argument("--only", choices=PARTS, nargs="*", default=list(PARTS))
     parser.add_argument("--peers", choices=PEERS["sft"], nargs="*", default=list(PEERS["sft"]))
@@ -394,7 +396,7 @@ def main() -> None:
     prepare(asked.work)
     for part in asked.only:
         if part == "strategies":
-            made = learn(asked.work, 24)
+            made = learn(asked.work, asked.learning_steps)
         elif part == "answers":
             made = answer(asked.work, 60)
         else:
