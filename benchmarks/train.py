@@ -164,8 +164,9 @@ def ours(work: Path, strategy: str, steps: int, **told: Any) -> list[dict[str, f
     inputs = {BASE: app.services.catalog.model(BASE), dataset: app.services.catalog.dataset(dataset)}
     app.close()
     spec = TrainSpec.model_validate(
-        {"model": BASE, "dataset": dataset, "strategy": strategy, "max_steps": steps, "max_length": MAX_LENGTH.get(strategy, 512),
-         "per_device_train_batch_size": ROWS_A_BATCH, "save_steps": steps, "num_train_epochs": 100, **told}
+        {"model": BASE, "dataset": dataset, "strategy": strategy, "max_steps": steps,
+         "max_length": MAX_LENGTH.get(strategy, 512), "per_device_train_batch_size": ROWS_A_BATCH, "save_steps": steps,
+         "num_train_epochs": 100, **told}
     )  # fmt: skip
     with tempfile.TemporaryDirectory(dir=work) as folder:
         job = Job(Path(folder), inputs)
@@ -199,8 +200,8 @@ def theirs(work: Path, strategy: str, steps: int, **told: Any) -> list[dict[str,
         trainer = trainer_type(
             model=model,
             args=config(
-                output_dir=folder, max_steps=steps, per_device_train_batch_size=ROWS_A_BATCH, max_length=MAX_LENGTH[strategy],
-                use_cpu=True, report_to="none", save_strategy="no", **told,
+                output_dir=folder, max_steps=steps, per_device_train_batch_size=ROWS_A_BATCH,
+                max_length=MAX_LENGTH[strategy], use_cpu=True, report_to="none", save_strategy="no", **told,
             ),
             train_dataset=datasets.Dataset.from_list(as_trl(rows)),
             processing_class=AutoTokenizer.from_pretrained(model),
