@@ -27,8 +27,10 @@ BASE = "smollm2-135m"
 # Real instructions, answers and preferences; for measuring only, they are neither kept nor passed on.
 DATA = "llamafactory==0.9.5"
 FILES = {"rows": "alpaca_en_demo.json", "pairs": "dpo_en_demo.json"}
-ROWS_A_BATCH, WARM_UP = 4, 2
-MAX_LENGTH = {"sft": 512, "dpo": 256}
+ROWS_A_BATCH, MAX_LENGTH, WARM_UP = 4, 512, 2
+SHORT_PAIRS: dict[str, Any] = {"max_length": 256}
+# What all are told beyond the rest in a comparison.
+LENGTHS: dict[str, dict[str, Any]] = {"sft": {}, "dpo": SHORT_PAIRS}
 LORA = {"r": 16, "lora_alpha": 32, "target_modules": "all-linear", "task_type": "CAUSAL_LM"}
 
 # What each peer is told beyond what all are. TRL's defaults: float32 weights, bfloat16 autocast, checkpointing.
@@ -48,11 +50,11 @@ LEARNS: dict[str, tuple[str, dict[str, Any], str, int]] = {
     "sft": ("rows", {}, "loss", -1),
     "qlora": ("rows", {}, "loss", -1),
     "pretrain": ("plain", {"max_length": 256}, "loss", -1),
-    "dpo": ("pairs", {"learning_rate": 1e-4, "max_length": 256}, "rewards/margins", 1),
-    "orpo": ("pairs", {"learning_rate": 1e-4, "max_length": 256}, "log_odds_chosen", 1),
-    "kto": ("rated", {"learning_rate": 1e-4, "max_length": 256}, "rewards/margins", 1),
-    "reward": ("pairs", {"learning_rate": 5e-4, "max_length": 256}, "margin", 1),
-    "rlhf": ("pairs", {"learning_rate": 1e-4, "max_length": 256, "params": SHORT | {"reward_steps": 8}}, "reward", 1),
+    "dpo": ("pairs", {"learning_rate": 1e-4} | SHORT_PAIRS, "rewards/margins", 1),
+    "orpo": ("pairs", {"learning_rate": 1e-4} | SHORT_PAIRS, "log_odds_chosen", 1),
+    "kto": ("rated", {"learning_rate": 1e-4} | SHORT_PAIRS, "rewards/margins", 1),
+    "reward": ("pairs", {"learning_rate": 5e-4} | SHORT_PAIRS, "margin", 1),
+    "rlhf": ("pairs", SHORT_PAIRS | {"learning_rate": 1e-4, "params": SHORT | {"reward_steps": 8}}, "reward", 1),
     # Answers are to have 100 characters.
     "grpo": (
         "rows",
@@ -164,9 +166,8 @@ def ours(work: Path, strategy: str, steps: int, **told: Any) -> list[dict[str, f
     inputs = {BASE: app.services.catalog.model(BASE), dataset: app.services.catalog.dataset(dataset)}
     app.close()
     spec = TrainSpec.model_validate(
-        {"model": BASE, "dataset": dataset, "strategy": strategy, "max_steps": steps,
-         "max_length": MAX_LENGTH.get(strategy, 512), "per_device_train_batch_size": ROWS_A_BATCH, "save_steps": steps,
-         "num_train_epochs": 100, **told}
+        {"model": BASE, "dataset": dataset, "strategy": strategy, "max_steps": steps, "max_length": MAX_LENGTH,
+         "per_device_train_batch_size": ROWS_A_BATCH, "save_steps": steps, "num_train_epochs": 100, **told}
     )  # fmt: skip
     with tempfile.TemporaryDirectory(dir=work) as folder:
         job = Job(Path(folder), inputs)
@@ -201,7 +202,7 @@ def theirs(work: Path, strategy: str, steps: int, **told: Any) -> list[dict[str,
             model=model,
             args=config(
                 output_dir=folder, max_steps=steps, per_device_train_batch_size=ROWS_A_BATCH,
-                max_length=MAX_LENGTH[strategy], use_cpu=True, report_to="none", save_strategy="no", **told,
+                use_cpu=True, report_to="none", save_strategy="no", **{"max_length": MAX_LENGTH, **told},
             ),
             train_dataset=datasets.Dataset.from_list(as_trl(rows)),
             processing_class=AutoTokenizer.from_pretrained(model),
@@ -261,7 +262,7 @@ def flops_a_token(work: Path) -> float:
     app = open_workspace(work)
     model, rows = app.services.catalog.model(BASE), app.services.catalog.dataset("rows")
     app.close()
-    encoded = encode_split(model.path, rows.path, "train", MAX_LENGTH["sft"])
+    encoded = encode_split(model.path, rows.path, "train", MAX_LENGTH)
     answers = sum(label != IGNORED for example in encoded.examples for label in example.labels) / encoded.tokens
     return 4 * 106.2e6 + 6 * 4.88e6 + 4 * 28.3e6 * answers
 
@@ -295,11 +296,11 @@ def compare(work: Path, strategy: str, steps: int, repeats: int, peers: Sequence
     # Where bfloat16 is emulated, a step takes minutes.
     slow = () if peaks["bfloat16"] > peaks["float32"] else ("TRL, defaults", "TRL, tuned, bfloat16")
     for _ in range(repeats):
-        runs.setdefault("ours", []).append(measure(work, "ours", strategy, steps))
+        runs.setdefault("ours", []).append(measure(work, "ours", strategy, steps, **LENGTHS[strategy]))
         for name, options in PEERS[strategy].items():
             if name in peers:
                 count = min(steps, WARM_UP + 1) if name in slow else steps
-                runs.setdefault(name, []).append(measure(work, "trl", strategy, count, **options))
+                runs.setdefault(name, []).append(measure(work, "trl", strategy, count, **LENGTHS[strategy], **options))
     lines = [
         f"{strategy}; matrix product of 2048: {peaks['float32']:.0f} GFLOP/s float32, {peaks['bfloat16']:.0f} bfloat16",
         "",
@@ -321,40 +322,24 @@ def compare(work: Path, strategy: str, steps: int, repeats: int, peers: Sequence
 def answer(work: Path, seconds: float) -> str:
     """Ask a real server again and again while a training of its own uses all cores; milliseconds of each request."""
     import httpx2
+    from house import server
 
-    modelworks = str(Path(sys.executable).parent / "modelworks")
-    environment = os.environ | {"MODELWORKS_HOME": str(work / "home")}
-    spec = {"model": BASE, "dataset": "rows", "max_steps": 10_000, "max_length": 512}
-    with subprocess.Popen(
-        [modelworks, "serve", "--port", "0", "--json"], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
-        env=environment,
-    ) as server:  # fmt: skip
-        try:
-            assert server.stdout is not None
-            with httpx2.Client(base_url=json.loads(server.stdout.readline())["url"], timeout=60) as client:
-                job = client.post("/modelworks/train", json=spec).raise_for_status().json()["id"]
-                asked = (
-                    "/modelworks/health",
-                    "/v1/models",
-                    "/modelworks/jobs",
-                    f"/modelworks/jobs/{job}",
-                    "/metrics",
-                    "/",
-                )
-                events = f"/modelworks/jobs/{job}/events"
-                while all(event["type"] != "metric" for event in client.get(events).json()["items"]):
-                    time.sleep(1)
-                took: dict[str, list[float]] = {path: [] for path in asked}
-                end = time.monotonic() + seconds
-                while time.monotonic() < end:
-                    for path in asked:
-                        began = time.perf_counter()
-                        client.get(path).raise_for_status()
-                        took[path].append((time.perf_counter() - began) * 1000)
-                        time.sleep(0.02)
-                client.post(f"/modelworks/jobs/{job}/cancel").raise_for_status()
-        finally:
-            server.terminate()
+    spec = {"model": BASE, "dataset": "rows", "max_steps": 10_000, "max_length": MAX_LENGTH}
+    with server(work / "home") as (url, _, _), httpx2.Client(base_url=url, timeout=60) as client:
+        job = client.post("/modelworks/train", json=spec).raise_for_status().json()["id"]
+        shown = f"/modelworks/jobs/{job}"
+        while all(event["type"] != "metric" for event in client.get(f"{shown}/events").json()["items"]):
+            time.sleep(1)
+        asked = ("/modelworks/health", "/v1/models", "/modelworks/jobs", shown, "/metrics", "/")
+        took: dict[str, list[float]] = {path: [] for path in asked}
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            for path in asked:
+                began = time.perf_counter()
+                client.get(path).raise_for_status()
+                took[path].append((time.perf_counter() - began) * 1000)
+                time.sleep(0.02)
+        client.post(f"{shown}/cancel").raise_for_status()
     took["all"] = [each for times in took.values() for each in times]
     lines = [
         "| request, while a training uses all cores | requests | p50 ms | p99 ms | longest |",

@@ -130,8 +130,7 @@ def _order(look: TensorLook, wanted: Sequence[tuple[int, int]], first_above: boo
     found = []
     for row, count in wanted:
         # Whole numbers are partitioned in half the time of floats.
-        patterns = np.concatenate([at_hand(piece.deltas[row]).view(np.int32) for piece in pieces])
-        patterns &= _MAGNITUDE
+        patterns = np.concatenate([_patterns(piece.deltas[row]) for piece in pieces])
         patterns.partition(count)
         pattern = patterns[count]
         equal = [int(np.count_nonzero(part == pattern)) for part in (patterns[:count], patterns[count:])]
@@ -230,7 +229,8 @@ def _count_upper(look: TensorLook) -> Array:
     import numpy as np
 
     return sum(
-        np.stack([np.bincount(row >> 16, minlength=_UPPER) for row in _magnitudes(piece)]) for piece in look.pieces()
+        np.stack([np.bincount(_patterns(row) >> 16, minlength=_UPPER) for row in piece.deltas])
+        for piece in look.pieces()
     )
 
 
@@ -240,9 +240,9 @@ def _count_lower(look: TensorLook, bins: Sequence[tuple[int, int]]) -> list[Arra
 
     totals = [np.zeros(_LOWER, np.int64) for _ in bins]
     for piece in look.pieces():
-        patterns = _magnitudes(piece)
         for total, (row, upper) in zip(totals, bins, strict=True):
-            total += np.bincount(patterns[row][patterns[row] >> 16 == upper] & (_LOWER - 1), minlength=_LOWER)
+            patterns = _patterns(piece.deltas[row])
+            total += np.bincount(patterns[patterns >> 16 == upper] & (_LOWER - 1), minlength=_LOWER)
     return totals
 
 
@@ -255,7 +255,7 @@ def _find_places(look: TensorLook, wanted: Sequence[tuple[int, int, int]]) -> li
     for piece in look.pieces() if left else ():
         for index, count in list(left.items()):
             row, pattern, _ = wanted[index]
-            equal = abs(at_hand(piece.deltas[row])).view(np.int32) == pattern
+            equal = _patterns(piece.deltas[row]) == pattern
             left[index] -= int(np.count_nonzero(equal))
             if left[index] <= 0:
                 places[index] = piece.start + int(np.flatnonzero(equal)[count - 1])
@@ -272,11 +272,11 @@ def _descend(counts: Array, below: int) -> tuple[int, int]:
     return pattern, below - int(sums[pattern] - counts[pattern])
 
 
-def _magnitudes(piece: Piece) -> Array:
-    """Of every change, as (M, N) whole numbers in main memory."""
+def _patterns(row: Array) -> Array:
+    """Of every change its magnitude's bits, as whole numbers in main memory."""
     import numpy as np
 
-    return abs(at_hand(piece.deltas)).view(np.int32)
+    return abs(at_hand(row)).view(np.int32)
 
 
 def _where(row: Array, low: float, high: float) -> tuple[int, Array, Array]:

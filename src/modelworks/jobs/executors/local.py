@@ -14,6 +14,7 @@ import psutil
 
 from modelworks.jobs.folder import JobFolder
 
+# So long at most between a free lock and the news of how the process ended.
 _ENDING_SECONDS = 5.0
 
 

@@ -214,11 +214,10 @@ class Adapters:
         for number, mine in members.items():
             for at, row in enumerate(mine, (number - first) * places):
                 rows[at], taken[at], place[row] = row, 1.0, at
+        filled = None
         if None in numbers:
             empty = taken.index(0.0)
             place = [empty if number is None else at for at, number in zip(place, numbers, strict=True)]
-        filled = None
-        if None in numbers:
             filled = torch.tensor(taken, dtype=self._dtype, device=self._device).view(end - first, places, 1)
         return _Choice(first, end, self._tensor(rows), filled, self._tensor(place))
 
