@@ -237,7 +237,7 @@ def _most(
 
 
 def _layers_of(spec: TrainSpec, device: str) -> str:
-    """Who computes the layers: see `fast_linear`."""
+    """Who computes the layers: see `fast_layers`."""
     plain = spec.tuning == "lora" and device == "cpu" and not (spec.use_dora or spec.lora_dropout)
     return "qlora" if spec.strategy == "qlora" else "ours" if plain else "library"
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from modelworks.core.context import JobContext
 from modelworks.core.errors import Invalid
-from modelworks.train.fast_linear import quicken
+from modelworks.train.fast_layers import quicken
 from modelworks.train.plan import Provider, provider_on
 from modelworks.train.spec import TrainSpec
 from modelworks.train.strategy import Setup

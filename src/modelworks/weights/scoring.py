@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import math
+from contextlib import nullcontext
 from functools import cache
 from typing import TYPE_CHECKING, Any
+
+from modelworks.weights.packing import Packed, attending_to_rows, can_pack, pack
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -13,7 +16,7 @@ IGNORED = -100
 # Their logits are the head's product and nothing else.
 _PLAIN_HEADS = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM")
 # More positions than these are given to the head in equal pieces.
-ROWS_AT_ONCE = 384
+ROWS_AT_ONCE = 640
 
 
 def answer_loss(network: Any, input_ids: Tensor, labels: Tensor) -> tuple[Tensor, int]:
@@ -53,17 +56,21 @@ def answer_losses(network: Any, input_ids: Tensor, labels: Tensor, **options: ob
     scored[:, :-1] = labels[:, 1:] != IGNORED
     targets = labels[:, 1:][scored[:, :-1]]
     # Where several processes train, what joins them is wrapped around the network.
-    head = getattr(network, "module", network).get_output_embeddings()
-    in_pieces = _is_plain(network, head)
+    inner = getattr(network, "module", network)
+    causal = inner.get_base_model() if hasattr(inner, "get_base_model") else inner
+    head = causal.get_output_embeddings()
+    in_pieces = _is_plain(causal, head)
+    packed = _pack(causal, input_ids, scored)
     seen: list[Tensor] = []
 
     def choose(_module: object, inputs: tuple[Tensor]) -> tuple[Tensor]:
-        seen.append(inputs[0][scored])
+        seen.append(inputs[0][0, packed.places[scored[:, : packed.places.shape[1]]]] if packed else inputs[0][scored])
         return (seen[0][:0],) if in_pieces else (seen[0],)
 
     hook = head.register_forward_pre_hook(choose)
     try:
-        given = network(input_ids=input_ids, use_cache=False, **options)
+        with attending_to_rows(causal, packed) if packed else nullcontext({"input_ids": input_ids}) as inputs:
+            given = network(**inputs, use_cache=False, **options)
     finally:
         hook.remove()
     if in_pieces:
@@ -71,11 +78,22 @@ def answer_losses(network: Any, input_ids: Tensor, labels: Tensor, **options: ob
     return F.cross_entropy(given.logits.float(), targets, reduction="none"), given
 
 
-def _is_plain(network: Any, head: Any) -> bool:
+def _pack(causal: Any, input_ids: Tensor, scored: Tensor) -> Packed | None:
+    """The rows as one sequence, each up to the last position that is scored; None where that cannot be computed."""
+    import torch
+
+    rows, width = input_ids.shape
+    if rows == 1 or type(causal).__name__ not in _PLAIN_HEADS or not can_pack(causal, width):
+        return None
+    lengths = (scored.long() * torch.arange(1, width + 1)).amax(1).tolist()
+    cut = [ids[:length] for ids, length in zip(input_ids.tolist(), lengths, strict=True)]
+    return pack(cut) if any(cut) else None
+
+
+def _is_plain(causal: Any, head: Any) -> bool:
     import torch
     from torch import nn
 
-    causal = network.get_base_model() if hasattr(network, "get_base_model") else network
     plain = type(causal).__name__ in _PLAIN_HEADS and type(head) is nn.Linear and head.bias is None
     return plain and not (torch.is_grad_enabled() and head.weight.requires_grad)
 

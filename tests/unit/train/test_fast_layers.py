@@ -10,7 +10,7 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 
-from modelworks.train.fast_linear import quicken
+from modelworks.train.fast_layers import quicken
 from modelworks.weights.loading import load_network
 from modelworks.weights.scoring import answer_loss
 from tiny import tiny_llama
@@ -75,8 +75,8 @@ def test_what_is_more_than_a_plain_lora_is_left_to_the_library(tmp_path: Path, c
     loss, gradients = learn(fast)
     expected, wanted = learn(plain)
 
-    assert loss == expected
-    assert all(torch.equal(gradients[name], grad) for name, grad in wanted.items())
+    assert loss == pytest.approx(expected, abs=1e-6)
+    assert_same(gradients, wanted)
 
 
 def test_an_adapter_that_is_switched_off_or_merged_is_not_added(tmp_path: Path) -> None:
@@ -89,7 +89,7 @@ def test_an_adapter_that_is_switched_off_or_merged_is_not_added(tmp_path: Path) 
         quicken(network)
 
         with network.disable_adapter():
-            assert torch.equal(network(ids).logits, off)
+            assert torch.allclose(network(ids).logits, off, atol=1e-6)
         assert torch.allclose(network(ids).logits, before, atol=1e-5)
         assert torch.allclose(network.merge_and_unload()(ids).logits, before, atol=1e-5)
 

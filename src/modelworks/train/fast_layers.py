@@ -1,7 +1,8 @@
 """LoRA around frozen layers in fewer passes over memory, on a CPU; modules, state and loss stay the library's.
 
 PEFT computes base + scale * B(A(x)) as five operations, each with its gradient; here the products add in place. An MLP
-of the Llama kind is one step, which keeps gate and up alone and makes what lies between again when going back.
+of the Llama kind is one step, which keeps gate and up alone and makes what lies between again when going back. So is
+its RMSNorm.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ if TYPE_CHECKING:
 
 # gate_proj, up_proj and down_proj around SiLU, and nothing else.
 _GATED = ("LlamaMLP", "MistralMLP", "Qwen2MLP", "Qwen3MLP")
+# x / sqrt(mean(x^2) + eps) * weight, and nothing else.
+_NORMS = ("LlamaRMSNorm", "MistralRMSNorm", "Qwen2RMSNorm", "Qwen3RMSNorm")
 
 
 def quicken(network: Any) -> None:
@@ -26,6 +29,8 @@ def quicken(network: Any) -> None:
             module.forward = MethodType(_linear, module)
         elif type(module).__name__ in _GATED and type(module.act_fn).__name__ in ("SiLU", "SiLUActivation"):
             module.forward = MethodType(_gated, module)
+        elif type(module).__name__ in _NORMS:
+            module.forward = MethodType(_norm, module)
 
 
 def _linear(module: Any, x: Tensor, *args: Any, **named: Any) -> Any:
@@ -39,6 +44,15 @@ def _gated(module: Any, x: Tensor) -> Any:
     if not all(_is_simple(layer, x) and layer.base_layer.bias is None for layer in layers):
         return type(module).forward(module, x)
     return _functions()[1].apply(x, *(part for layer in layers for part in _parts(layer)))
+
+
+def _norm(module: Any, x: Tensor) -> Any:
+    import torch
+
+    # The library computes others in float32 as well.
+    if x.dtype != torch.float32 or module.weight.requires_grad:
+        return type(module).forward(module, x)
+    return _functions()[2].apply(x, module.weight, module.variance_epsilon)
 
 
 def _is_simple(module: Any, x: Tensor) -> bool:
@@ -86,7 +100,7 @@ def _back(grad: Tensor, scale: float, into: Any, x: Tensor, low: Tensor, weight:
 
 
 @cache
-def _functions() -> tuple[Any, Any]:
+def _functions() -> tuple[Any, Any, Any]:
     import torch
     import torch.nn.functional as F
     from torch.autograd import Function
@@ -134,4 +148,20 @@ def _functions() -> tuple[Any, Any]:
             learned = [part for a, b in (of_gate, of_up, of_down) for part in (None, None, a, b, None)]
             return None if into is None else into.view_as(grad), *learned
 
-    return LoraLinear, GatedLora
+    class RmsNorm(Function):
+        @staticmethod
+        def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+            squares = torch.linalg.vector_norm(x, dim=-1, keepdim=True).square_()
+            scale = squares.div_(x.shape[-1]).add_(eps).rsqrt_()
+            ctx.save_for_backward(x, weight, scale)
+            scaled: Tensor = (x * scale).mul_(weight)
+            return scaled
+
+        @staticmethod
+        def backward(ctx: Any, grad: Tensor) -> Any:
+            x, weight, scale = ctx.saved_tensors
+            of_scaled = grad * weight
+            shared = torch.linalg.vecdot(of_scaled, x).unsqueeze(-1).mul_(scale.square()).div_(-x.shape[-1])
+            return of_scaled.addcmul_(x, shared).mul_(scale), None, None
+
+    return LoraLinear, GatedLora, RmsNorm
