@@ -52,7 +52,13 @@ LEARNS: dict[str, tuple[str, dict[str, Any], str, int]] = {
     "pretrain": ("plain", {"max_length": 256}, "loss", -1),
     "dpo": ("pairs", {"learning_rate": 1e-4} | SHORT_PAIRS, "rewards/margins", 1),
     "orpo": ("pairs", {"learning_rate": 1e-4} | SHORT_PAIRS, "log_odds_chosen", 1),
-    "kto": ("rated", {"learning_rate": 1e-4} | SHORT_PAIRS, "rewards/margins", 1),
+    # The good and the bad answers of a batch are to different prompts: fewer of them show no margin.
+    "kto": (
+        "rated",
+        {"learning_rate": 5e-4, "per_device_train_batch_size": 8} | SHORT_PAIRS,
+        "rewards/margins",
+        1,
+    ),
     "reward": ("pairs", {"learning_rate": 5e-4} | SHORT_PAIRS, "margin", 1),
     "rlhf": ("pairs", SHORT_PAIRS | {"learning_rate": 1e-4, "params": SHORT | {"reward_steps": 8}}, "reward", 1),
     # Answers are to have 100 characters.
@@ -351,10 +357,11 @@ def answer(work: Path, seconds: float) -> str:
     return "\n".join(lines)
 
 
-def learn(work: Path, steps: int) -> str:
-    """Run every strategy; its own metric over the first and the last third of the steps."""
+def learn(work: Path, steps: int, strategies: Sequence[str]) -> str:
+    """Run strategies; each one's own metric over the first and the last third of the steps."""
     lines = ["| strategy | metric | first third | last third | as it should |", "|---|---|---|---|---|"]
-    for strategy, (dataset, told, metric, sign) in LEARNS.items():
+    for strategy in strategies:
+        dataset, told, metric, sign = LEARNS[strategy]
         run = measure(work, "ours", strategy, steps, **{"dataset": dataset, **told})
         values = [step[metric] for step in run["steps"] if metric in step]
         third = max(1, len(values) // 3)
@@ -373,6 +380,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=2)
     parser.add_argument("--only", choices=PARTS, nargs="*", default=list(PARTS))
     parser.add_argument("--peers", choices=PEERS["sft"], nargs="*", default=list(PEERS["sft"]))
+    parser.add_argument("--strategies", choices=LEARNS, nargs="*", default=list(LEARNS))
     parser.add_argument("--child", type=json.loads, help=argparse.SUPPRESS)
     asked = parser.parse_args()
     asked.work.mkdir(parents=True, exist_ok=True)
@@ -382,7 +390,7 @@ def main() -> None:
     prepare(asked.work)
     for part in asked.only:
         if part == "strategies":
-            made = learn(asked.work, asked.learning_steps)
+            made = learn(asked.work, asked.learning_steps, asked.strategies)
         elif part == "answers":
             made = answer(asked.work, 60)
         else:

@@ -83,7 +83,7 @@ def test_where_memory_runs_out_the_step_is_computed_again_in_smaller_pieces(
 ) -> None:
     plenty = job("plenty")
     run(spec(), plenty)
-    with_memory_for(200, monkeypatch)
+    with_memory_for(100, monkeypatch)
     little = job("little")
 
     run(spec(), little)
