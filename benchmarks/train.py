@@ -44,7 +44,7 @@ PEERS = {
     for part, tuned in TUNED.items()
 }
 PARTS = ("sft", "dpo", "strategies", "answers")
-SHORT = {"max_new_tokens": 24, "num_generations": 4, "eval_samples": 4}
+SHORT = {"max_new_tokens": 24, "num_generations": 8, "eval_samples": 4, "reward_steps": 24}
 # strategy: dataset, what it is told, its own metric, and +1 if that is to rise.
 LEARNS: dict[str, tuple[str, dict[str, Any], str, int]] = {
     "sft": ("rows", {}, "loss", -1),
@@ -60,7 +60,12 @@ LEARNS: dict[str, tuple[str, dict[str, Any], str, int]] = {
         1,
     ),
     "reward": ("pairs", {"learning_rate": 5e-4} | SHORT_PAIRS, "margin", 1),
-    "rlhf": ("pairs", SHORT_PAIRS | {"learning_rate": 1e-4, "params": SHORT | {"reward_steps": 8}}, "reward", 1),
+    "rlhf": (
+        "pairs",
+        {"learning_rate": 3e-4, "per_device_train_batch_size": 16, "params": SHORT} | SHORT_PAIRS,
+        "reward",
+        1,
+    ),
     # Answers are to have 100 characters.
     "grpo": (
         "rows",
