@@ -23,8 +23,8 @@ def make_optimizer(network: Any, learning_rate: float, weight_decay: float) -> O
         {"params": [weight for weight in stepped if weight.ndim >= 2], "weight_decay": weight_decay},
         {"params": [weight for weight in stepped if weight.ndim < 2], "weight_decay": 0.0},
     ]
-    # One kernel for all weights, on a GPU.
-    optimizer = torch.optim.AdamW(groups, lr=learning_rate, fused=stepped[0].is_cuda or None)
+    # One pass over each weight.
+    optimizer = torch.optim.AdamW(groups, lr=learning_rate, fused=True)
     optimizer.register_state_dict_post_hook(_keep_parts)
     optimizer.register_load_state_dict_post_hook(_take_parts)
     if stepped is masters:
