@@ -32,7 +32,7 @@ BASE, TOKENS, ADAPTERS, SLOTS = "smollm2-135m", 128, 8, 32
 ENDS = (0, 2)  # of this model; answers go on behind them, so that all engines write as much
 CORES = psutil.cpu_count(logical=False) or 1
 PEERS = ("transformers", "llama.cpp", "llama.cpp f16", "openvino", "vllm")
-PARTS = ("modelworks", "engine alone", "adapters", "prefix")
+PARTS = ("modelworks", "engine alone", "adapters", "engine openvino", "prefix")
 PACKAGES = {
     "llama.cpp": ("xllamacpp",),
     "openvino": ("torch==2.13.0", "openvino-genai", "optimum-intel[openvino]"),
@@ -245,11 +245,11 @@ def requests_for(streams: int) -> int:
     return min(max(3, 2 * streams), 32)
 
 
-async def one_over_http(url: str, model: str, chat: Any, told: dict[str, Any]) -> None:
+async def one_over_http(url: str, model: str, chat: Any, told: dict[str, Any], *, bias: bool) -> None:
     host, port = url.removeprefix("http://").rstrip("/").split(":")
     body = {"model": model, "messages": chat, "max_tokens": TOKENS, "temperature": 0, "stream": True,
             "stream_options": {"include_usage": True}, "ignore_eos": True}  # fmt: skip
-    if "/" not in model:  # ours: a name, no folder
+    if bias:
         body["logit_bias"] = {str(token): -100 for token in ENDS}
     text = json.dumps(body).encode()
     reader, writer = await asyncio.open_connection(host, int(port))
@@ -269,8 +269,12 @@ async def one_over_http(url: str, model: str, chat: Any, told: dict[str, Any]) -
         raise RuntimeError(f"{url} gave no answer")
 
 
-def drive_http(url: str, model: str) -> None:
-    """The client process: `streams` requests at once until all are answered."""
+def drive_http(url: str, model: str, *, bias: bool) -> None:
+    """The client process: `streams` requests at once until all are answered.
+
+    Args:
+        bias: whether the server is told by a bias, and not by `ignore_eos`, that answers go on.
+    """
 
     async def run(asked: dict[str, Any]) -> dict[str, Any]:
         told: dict[str, Any] = {"tokens": 0, "first": [], "between": []}
@@ -280,7 +284,7 @@ def drive_http(url: str, model: str) -> None:
         async def stream() -> None:
             while waiting:
                 chat, name = waiting.pop(0)
-                await one_over_http(url, name, chat, told)
+                await one_over_http(url, name, chat, told, bias=bias)
 
         start = time.perf_counter()
         await asyncio.gather(*(stream() for _ in range(asked["streams"])))
@@ -365,8 +369,7 @@ class Bench:
             try:
                 base = app.services.catalog.model(BASE)
             except NotFound:
-                own = os.environ | {"MODELWORKS_HOME": str(self.home)}
-                subprocess.run([str(BIN / "modelworks"), "pull", BASE], env=own, check=True, stdout=subprocess.DEVNULL)
+                self._pull(self.home)
                 base = app.services.catalog.model(BASE)
             if not (self.work / f"lora{ADAPTERS - 1}").exists():
                 self._python(MAKE_ADAPTERS, str(base.path), str(self.work), str(ADAPTERS))
@@ -378,6 +381,10 @@ class Bench:
             return str(base.path)
         finally:
             app.close()
+
+    def _pull(self, home: Path) -> None:
+        own = os.environ | {"MODELWORKS_HOME": str(home)}
+        subprocess.run([str(BIN / "modelworks"), "pull", BASE], env=own, check=True, stdout=subprocess.DEVNULL)
 
     def venv(self, name: str) -> Path:
         """A peer's own Python, made once."""
@@ -422,16 +429,24 @@ class Bench:
             driven = Driven([*drive, "alone", self.base])
         else:
             url, pid = stack.enter_context(self._serving(tool))
-            model = BASE if tool == "modelworks" else self.base
-            driven = Driven([*drive, "http", url, model], pid)
+            model = BASE if tool in PARTS else self.base
+            driven = Driven([*drive, "http", url, model, *(["bias"] if tool == "modelworks" else [])], pid)
         stack.callback(driven.close)
         driven.ask(chats_of(99, 1), 1)  # loads and warms
         return driven
 
     def _serving(self, tool: str) -> Any:
-        if tool == "modelworks":
-            command = [str(BIN / "modelworks"), "serve", "--port", "0", "--json", "--home", str(self.home)]
-            return self.server(command, lambda line: str(json.loads(line)["url"]), OMP_NUM_THREADS="")
+        if tool in PARTS:
+            # A workspace has one server.
+            home = self.work / "home-openvino" if tool == "engine openvino" else self.home
+            command = [str(BIN / "modelworks"), "serve", "--port", "0", "--json", "--home", str(home)]
+            own = {"OMP_NUM_THREADS": ""}
+            if tool == "engine openvino":
+                self._pull(home)
+                command += ["--engine", "openvino"]
+                packages = next((self.venv("openvino").parent / "lib").glob("python3*/site-packages"))
+                own["MODELWORKS_ENGINE_PROGRAMS"] = json.dumps({"openvino": str(packages)})
+            return self.server(command, lambda line: str(json.loads(line)["url"]), **own)
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = str(free.getsockname()[1])
@@ -562,7 +577,7 @@ def main() -> None:
     asked = parser.parse_args()
     if asked.drive:
         kind, *words = asked.drive
-        drive_alone(words[0]) if kind == "alone" else drive_http(words[0], words[1])
+        drive_alone(words[0]) if kind == "alone" else drive_http(words[0], words[1], bias="bias" in words)
         return
     # For all alike: threads that spin for long while they wait are no faster on a quiet machine, and far slower on a
     # busy one.
