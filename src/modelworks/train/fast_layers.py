@@ -52,7 +52,7 @@ def _norm(module: Any, x: Tensor) -> Any:
     # The library computes others in float32 as well.
     if x.dtype != torch.float32 or module.weight.requires_grad:
         return type(module).forward(module, x)
-    return _functions()[2].apply(x, module.weight, module.variance_epsilon)
+    return _rms_norm().apply(x, module.weight, module.variance_epsilon)
 
 
 def _is_simple(module: Any, x: Tensor) -> bool:
@@ -100,7 +100,7 @@ def _back(grad: Tensor, scale: float, into: Any, x: Tensor, low: Tensor, weight:
 
 
 @cache
-def _functions() -> tuple[Any, Any, Any]:
+def _functions() -> tuple[Any, Any]:
     import torch
     import torch.nn.functional as F
     from torch.autograd import Function
@@ -148,14 +148,19 @@ def _functions() -> tuple[Any, Any, Any]:
             learned = [part for a, b in (of_gate, of_up, of_down) for part in (None, None, a, b, None)]
             return None if into is None else into.view_as(grad), *learned
 
-    class RmsNorm(Function):
+    return LoraLinear, GatedLora
+
+
+@cache
+def _rms_norm() -> Any:
+    import torch
+
+    class RmsNorm(torch.autograd.Function):
         @staticmethod
-        def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
-            squares = torch.linalg.vector_norm(x, dim=-1, keepdim=True).square_()
-            scale = squares.div_(x.shape[-1]).add_(eps).rsqrt_()
+        def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Any:
+            scale = torch.linalg.vector_norm(x, dim=-1, keepdim=True).square_().div_(x.shape[-1]).add_(eps).rsqrt_()
             ctx.save_for_backward(x, weight, scale)
-            scaled: Tensor = (x * scale).mul_(weight)
-            return scaled
+            return (x * scale).mul_(weight)
 
         @staticmethod
         def backward(ctx: Any, grad: Tensor) -> Any:
@@ -164,4 +169,4 @@ def _functions() -> tuple[Any, Any, Any]:
             shared = torch.linalg.vecdot(of_scaled, x).unsqueeze(-1).mul_(scale.square()).div_(-x.shape[-1])
             return of_scaled.addcmul_(x, shared).mul_(scale), None, None
 
-    return LoraLinear, GatedLora, RmsNorm
+    return RmsNorm

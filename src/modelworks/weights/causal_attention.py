@@ -70,8 +70,8 @@ def _function() -> Any:
                 of_likely = torch._softmax_backward_data(given @ value[:, :end].mT, likely, -1, likely.dtype)
                 of_query[:, first:end] = _to_tokens(of_likely @ key[:, :end], ctx.shape)
                 of_key[:, :end] += of_likely.mT @ asked
-            shape = (batch, keys, tokens, dim)
-            return of_query.mul_(ctx.scaling).permute(0, 2, 3, 1, 4), of_key.view(shape), of_value.view(shape), None
+            of_key, of_value = (each.view(batch, keys, tokens, dim) for each in (of_key, of_value))
+            return of_query.mul_(ctx.scaling).permute(0, 2, 3, 1, 4), of_key, of_value, None
 
     return CausalAttention
 
