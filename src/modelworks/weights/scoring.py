@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 IGNORED = -100
-# Their logits are the head's product and nothing else.
+# Their logits are the head's product and nothing else, and their attention is by the library's interface.
 _PLAIN_HEADS = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM")
 # More positions than these are given to the head in equal pieces.
 ROWS_AT_ONCE = 640
@@ -37,6 +37,7 @@ def answer_loss(network: Any, input_ids: Tensor, labels: Tensor) -> tuple[Tensor
 def answer_losses(network: Any, input_ids: Tensor, labels: Tensor, **options: object) -> tuple[Tensor, Any]:
     """The cross-entropy of every labelled token, row by row.
 
+    Rows are computed as one sequence where that can be (see `packing`).
     The vocabulary is far wider than the network, so the head costs as much as many layers: giving it only the
     positions that are scored saves that time and memory. It is done by a hook, so that whatever a model does to its
     logits (scaling, capping) still happens. Where it does nothing and the head is frozen, no logits are kept at all:
