@@ -86,10 +86,10 @@ class Terminal:
         _, status = os.waitpid(self.pid, 0)
         return os.waitstatus_to_exitcode(status)
 
-    def read(self, seconds: float = 30) -> bool:
+    def read(self, seconds: float = 90) -> bool:
         """Read more; False at the end."""
         ready, _, _ = select.select([self.descriptor], [], [], seconds)
-        assert ready, f"nothing was shown for {seconds} seconds"
+        assert ready, f"nothing was shown for {seconds} seconds after {self.seen!r}"
         try:
             piece = os.read(self.descriptor, 65536)
         except OSError:
