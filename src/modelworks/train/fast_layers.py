@@ -158,7 +158,7 @@ def _rms_norm() -> Any:
     class RmsNorm(torch.autograd.Function):
         @staticmethod
         def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Any:
-            scale = torch.linalg.vector_norm(x, dim=-1, keepdim=True).square_().div_(x.shape[-1]).add_(eps).rsqrt_()
+            scale = x.pow(2).mean(-1, keepdim=True).add_(eps).rsqrt_()
             ctx.save_for_backward(x, weight, scale)
             return (x * scale).mul_(weight)
 

@@ -75,7 +75,7 @@ def test_what_is_more_than_a_plain_lora_is_left_to_the_library(tmp_path: Path, c
     loss, gradients = learn(fast)
     expected, wanted = learn(plain)
 
-    assert loss == pytest.approx(expected, abs=1e-6)
+    assert loss == expected
     assert_same(gradients, wanted)
 
 
@@ -89,7 +89,7 @@ def test_an_adapter_that_is_switched_off_or_merged_is_not_added(tmp_path: Path) 
         quicken(network)
 
         with network.disable_adapter():
-            assert torch.allclose(network(ids).logits, off, atol=1e-6)
+            assert torch.equal(network(ids).logits, off)
         assert torch.allclose(network(ids).logits, before, atol=1e-5)
         assert torch.allclose(network.merge_and_unload()(ids).logits, before, atol=1e-5)
 
