@@ -51,7 +51,7 @@ def start_training(world: World, dataset_path: Path, **more: object) -> dict[str
 
 def test_every_sample_is_looked_at_here() -> None:
     text = Path(__file__).read_text()
-    wanted = [block.id for block in taken((*REQUESTS, *RESPONSES, *FILES))]
+    wanted = [block.id for block in taken((*REQUESTS, *REQUEST_LINES, *RESPONSES, *FILES))]
 
     assert [id_ for id_ in wanted if f'"{id_}"' not in text] == []
 
@@ -149,28 +149,26 @@ def test_s1_an_error(world: World) -> None:
     assert reply.json()["status_code"] == 404
 
 
+def send(world: World, id_: str, job: str = "", **options: Any) -> Any:
+    """What a printed request line is answered with."""
+    method, path = blocks()[id_].text.split()
+    reply = world.http.request(method, world.url(path.replace("{job_id}", job)), **options)
+    assert reply.status_code == 200, reply.text
+    return reply.json()
+
+
 def test_s2_a_training_by_the_printed_lines(world: World) -> None:
-    printed = {block.id: block.text.split() for block in taken(REQUEST_LINES)}
-
-    def send(id_: str, job: str = "", **options: Any) -> Any:
-        method, path = printed[id_]
-        reply = world.http.request(method, world.url(path.replace("{job_id}", job)), **options)
-        assert reply.status_code == 200, reply.text
-        return reply.json()
-
-    started = send("S2-03", content=body("S2-04"), headers=JSON)
+    started = send(world, "S2-03", content=body("S2-04"), headers=JSON)
     job = started["job_id"]
     world.ended(job)
-    status, jobs, logs = send("S2-06", job), send("S2-08"), send("S2-09", job)
-    again = send("S2-03", content=body("S2-04"), headers=JSON)["job_id"]
-    cancelled, dashboard = send("S2-10", again), send("S2-11")
+    status, jobs, logs = send(world, "S2-06", job), send(world, "S2-08"), send(world, "S2-09", job)
+    dashboard = send(world, "S2-11")
 
     assert differences(sample("S2-05"), started) == []
     assert differences(sample("S2-07"), status) == []
     assert (status["status"], status["progress"]["step"]) == ("completed", 60)
     assert job in {found["id"] for found in jobs["jobs"]}
     assert len(logs["logs"]) >= 60
-    assert (cancelled["job_id"], cancelled["status"]) == (again, "cancelled")
     assert dashboard["dashboard_url"] == "http://localhost:5000"
 
 
@@ -184,6 +182,14 @@ def test_s2_the_files_of_a_training(world: World) -> None:
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?", steps[0]["timestamp"])
     assert list((world.home / "results").glob("*/adapter_model.safetensors"))
     assert (world.home / "lora_model" / "adapter_model.safetensors").is_file()
+
+
+def test_s2_a_training_that_is_cancelled(world: World) -> None:
+    # After the files were looked at: the log in the workspace is that of the training that began last.
+    job = send(world, "S2-03", content=body("S2-04"), headers=JSON)["job_id"]
+    cancelled = send(world, "S2-10", job)
+
+    assert (cancelled["job_id"], cancelled["status"]) == (job, "cancelled")
 
 
 def test_s4_from_loading_to_unloading(world: World) -> None:
