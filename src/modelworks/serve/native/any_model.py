@@ -78,6 +78,9 @@ def _first(held: DynamicCache | None, count: int) -> DynamicCache:
 class AnyRunner:
     """One model of transformers' on one device; the interface is Runner's."""
 
+    # Its cache cannot take back what was guessed wrongly without being copied.
+    speculates = False
+
     def __init__(self, network: Any, cache: AnyCache) -> None:
         self.network, self.cache = network, cache
         self.dtype, self.device = network.dtype, network.device

@@ -22,7 +22,7 @@ class CacheShape:
 
 
 class KvCache:
-    """Per layer one tensor of keys and one of values, each (slots, kv_heads, positions, head_size).
+    """Per layer one tensor (2, slots, kv_heads, positions, head_size): keys, then values.
 
     All slots are as long as the longest one. `budget_bytes` is what they may take together, but one sequence of
     `max_context` positions always fits.
@@ -41,17 +41,16 @@ class KvCache:
         self._shape, self._max_slots, self._max_context = shape, max_slots, max_context
         self._dtype, self._device = dtype, device
         self.total_tokens = max(budget_bytes // shape.bytes_per_token(dtype), max_context)
-        self.keys: list[Tensor] = []
-        self.values: list[Tensor] = []
+        self.layers: list[Tensor] = []
         self.clear()
 
     @property
     def slots(self) -> int:
-        return self.keys[0].shape[0]
+        return self.layers[0].shape[1]
 
     @property
     def length(self) -> int:
-        return self.keys[0].shape[2]
+        return self.layers[0].shape[3]
 
     @property
     def used_tokens(self) -> int:
@@ -75,31 +74,28 @@ class KvCache:
 
     def resize(self, slots: int, length: int) -> None:
         """Have just so many slots of that length; what lies beyond is lost."""
-        for tensors in (self.keys, self.values):
-            for layer, old in enumerate(tensors):
-                tensors[layer] = self._empty(slots, length)
-                old = old[:slots, :, :length]
-                tensors[layer][: old.shape[0], :, : old.shape[2]] = old
+        for layer, old in enumerate(self.layers):
+            self.layers[layer] = self._empty(slots, length)
+            old = old[:, :slots, :, :length]
+            self.layers[layer][:, : old.shape[1], :, : old.shape[3]] = old
 
     def copy(self, source: int, target: int, count: int) -> None:
         """Copy the first `count` positions of a slot into another."""
-        for tensor in (*self.keys, *self.values):
-            tensor[target, :, :count] = tensor[source, :, :count]
+        for layer in self.layers:
+            layer[:, target, :, :count] = layer[:, source, :, :count]
 
     def wipe(self, slot: int) -> None:
         """Forget a slot that may hold NaN, which no mask would hold back."""
-        for tensor in (*self.keys, *self.values):
-            tensor[slot].zero_()
+        for layer in self.layers:
+            layer[:, slot].zero_()
 
     def clear(self) -> None:
         """Give the memory back when nobody is in it."""
-        count = self._shape.layers
-        self.keys = [self._empty(1, 0) for _ in range(count)]
-        self.values = [self._empty(1, 0) for _ in range(count)]
+        self.layers = [self._empty(1, 0) for _ in range(self._shape.layers)]
 
     def _empty(self, slots: int, length: int) -> Tensor:
         # zeros: a masked position still enters a product with weight 0, and 0 times a stray NaN is NaN
-        size = (slots, self._shape.kv_heads, length, self._shape.head_size)
+        size = (2, slots, self._shape.kv_heads, length, self._shape.head_size)
         return torch.zeros(size, dtype=self._dtype, device=self._device)
 
 

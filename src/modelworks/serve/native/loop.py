@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import queue
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TypeAlias
 
@@ -95,6 +95,7 @@ class Loop:
         self._counts.steps += 1
         try:
             self._scheduler.make_ready(self._runner.cache)
+            pieces = self._guess(pieces)
             logits = self._runner.forward(pieces)
         except RuntimeError as error:  # torch: out of memory above all; the batch is lost, the engine is not
             logger.exception("a step failed")
@@ -103,26 +104,58 @@ class Loop:
                     self._fail(sequence, EngineFailed(f"step {self._counts.steps} failed: {error}"))
             self._forget()
             return
-        giving = [piece.sequence for piece in pieces if piece.gives_token]
+        giving = [piece for piece in pieces if piece.gives_token]
         for piece in pieces:
             piece.sequence.cached += piece.count
-        for sequence in giving:
+        for sequence in (piece.sequence for piece in giving):
             if sequence.request.echo and sequence.generated == 0:
                 text = self.model.tokenizer.decode(sequence.tokens)
                 self._reports.append((sequence.id, sequence.echo(text)))
             if sequence.is_read_only:
                 self._end_unanswered(sequence)
-        going_on = [row for row, sequence in enumerate(giving) if not sequence.is_read_only]
-        if len(going_on) < len(giving):
-            giving, logits = [giving[row] for row in going_on], logits[going_on]
-        if giving:
-            self._answer(giving, logits)
+        rows = [piece.sequence for piece in giving for _ in range(1 + len(piece.guesses))]
+        going_on = [row for row, sequence in enumerate(rows) if not sequence.is_read_only]
+        if len(going_on) < len(rows):
+            rows, logits = [rows[row] for row in going_on], logits[going_on]
+        if rows:
+            self._answer([piece for piece in giving if not piece.sequence.is_read_only], rows, logits)
 
-    def _answer(self, sequences: list[Answer], logits: Tensor) -> None:
-        tokens = sampler.sample(logits, sequences)
-        self._score(sequences, tokens, logits)
-        for sequence, token in zip(sequences, tokens, strict=True):
-            self._accept(sequence, token)
+    def _guess(self, pieces: list[Piece]) -> list[Piece]:
+        """With what an answer may say next behind its piece, if it is alone; several fill a step by themselves."""
+        piece, sequence = pieces[0], pieces[0].sequence
+        alone = len(pieces) == 1 and piece.count == 1 and piece.start > 0
+        if not (alone and self._runner.speculates and sequence.speculates):
+            return pieces
+        room = min(self._runner.cache.length, sequence.max_length - 1) - len(sequence.tokens)
+        return [replace(piece, guesses=sequence.lookup.guess(sequence.tokens, room))]
+
+    def _answer(self, pieces: list[Piece], rows: list[Answer], logits: Tensor) -> None:
+        draws = [piece.sequence.draws.getstate() if piece.guesses else None for piece in pieces]
+        tokens = sampler.sample(logits, rows)
+        self._score(rows, tokens, logits)
+        found = iter(tokens)
+        for piece, before in zip(pieces, draws, strict=True):
+            said = [next(found) for _ in range(1 + len(piece.guesses))]
+            taken = self._accept_all(piece, said)
+            if before is not None:
+                piece.sequence.lookup.learn(len(piece.guesses), taken - 1)
+                # One draw a token: the next ones are those of the guesses that came to nothing.
+                piece.sequence.draws.setstate(before)
+                for _ in range(taken):
+                    piece.sequence.draws.random()
+
+    def _accept_all(self, piece: Piece, said: Sequence[int | None]) -> int:
+        """Take what a sequence says, as far as what it was computed behind was said as well; return how much."""
+        sequence = piece.sequence
+        self._accept(sequence, said[0])
+        taken = 1
+        for guess in piece.guesses:
+            if sequence.finished or guess != said[taken - 1]:
+                break
+            sequence.cached += 1
+            self._accept(sequence, said[taken])
+            taken += 1
+        return taken
 
     def _score(self, sequences: list[Answer], tokens: list[int | None], logits: Tensor) -> None:
         ends = self.model.ends  # which are no part of the answer

@@ -22,7 +22,7 @@ class _Step:
 
     cos: Tensor  # (T, 1, head)
     sin: Tensor
-    places: Tensor  # (T * kv,) where each key goes in a cache layer laid out flat
+    places: Tensor  # (T * 2 * kv,) where the keys, then the values of each row go in a cache layer laid out flat
     decode: Sequence[Piece]
     # (D,) their slots, counted from the first, in the order of the rows, or None where row i is slot first + i
     slots: Tensor | None
@@ -36,12 +36,15 @@ class _Step:
 class Runner:
     """Weights, cache and adapters of one model on one device."""
 
+    speculates = True
+
     def __init__(self, shape: Shape, weights: Weights, adapters: Adapters, cache: KvCache, max_context: int) -> None:
         self._shape, self._weights, self._adapters, self.cache = shape, weights, adapters, cache
         self.dtype, self.device = weights.embedding.dtype, weights.embedding.device
         cos, sin = rotary_tables(shape, max_context)
         self._cos = cos.to(self.device, self.dtype)[:, None]
         self._sin = sin.to(self.device, self.dtype)[:, None]
+        self._epsilon = torch.tensor(shape.norm_epsilon, device=self.device)
 
     def change_weights(self, tensors: dict[str, Tensor]) -> None:
         """Compute with other weights from now on; what the cache holds must not be of use any more.
@@ -59,13 +62,14 @@ class Runner:
     def forward(self, pieces: Sequence[Piece]) -> Tensor:
         """Compute the pieces; return logits (N, vocab) float32 of those that give a token, in their order.
 
-        The cache must have room for them. The sequences are not changed.
+        A piece with guesses gives a row for its last token and one for each guess. The cache must have room for them.
+        The sequences are not changed.
         """
-        decode = [piece for piece in pieces if piece.count == 1 and piece.start > 0]
-        prompts = [piece for piece in pieces if not (piece.count == 1 and piece.start > 0)]
+        decode = [piece for piece in pieces if piece.size == 1 and piece.start > 0]
+        prompts = [piece for piece in pieces if not (piece.size == 1 and piece.start > 0)]
         rows = [*decode, *prompts]
-        self._adapters.select([piece.sequence.adapter for piece in rows for _ in range(piece.count)])
-        tokens = [t for piece in rows for t in piece.sequence.tokens[piece.start : piece.start + piece.count]]
+        self._adapters.select([piece.sequence.adapter for piece in rows for _ in range(piece.size)])
+        tokens = [token for piece in rows for token in piece.tokens]
         step = self._prepare(decode, prompts)
         x = self._weights.embedding[torch.tensor(tokens, device=self.device)]
         if self._shape.gemma:
@@ -74,12 +78,13 @@ class Runner:
             x = self._layer(index, layer, x, step)
         last, row = {}, 0
         for piece in rows:
-            row += piece.count
+            row += piece.size
             if piece.sequence.reads_all:
-                hidden = self._norm(x[row - piece.count : row], self._weights.norm)
+                hidden = self._norm(x[row - piece.size : row], self._weights.norm)
                 piece.sequence.read(hidden, self._weights.head)
-            last[piece.sequence.id] = row - 1
-        wanted = [last[piece.sequence.id] for piece in pieces if piece.gives_token]
+            last[piece.sequence.id] = row
+        giving = [(piece, last[piece.sequence.id]) for piece in pieces if piece.gives_token]
+        wanted = [row for piece, end in giving for row in range(end - 1 - len(piece.guesses), end)]
         if not wanted:
             return x.new_empty((0, self._shape.vocab), dtype=torch.float32)
         x = x[torch.tensor(wanted, device=self.device)]
@@ -89,11 +94,12 @@ class Runner:
         positions: list[int] = []
         places: list[int] = []
         for piece in (*decode, *prompts):
-            numbers = range(piece.start, piece.start + piece.count)
+            numbers = range(piece.start, piece.start + piece.size)
             positions += numbers
             places += [_slot(piece) * self._shape.kv_heads * self.cache.length + number for number in numbers]
         at = torch.tensor(positions, device=self.device)
-        heads = torch.arange(self._shape.kv_heads, device=self.device) * self.cache.length
+        slots_of_kind = torch.arange(2, device=self.device)[:, None] * self.cache.slots * self._shape.kv_heads
+        heads = (slots_of_kind + torch.arange(self._shape.kv_heads, device=self.device)).flatten() * self.cache.length
         lowest = min((_slot(piece) for piece in decode), default=0)
         slots = [_slot(piece) - lowest for piece in decode]
         span = max(slots, default=-1) + 1
@@ -125,14 +131,15 @@ class Runner:
         normed = self._norm(x, layer.attention_norm)
         qkv = adapters.add_to(layer.linear[QKV](normed), normed, index, QKV)
         qkv = qkv.view(x.shape[0], shape.heads + 2 * shape.kv_heads, shape.head_size)
-        turned, values = qkv.tensor_split((shape.heads + shape.kv_heads,), dim=1)
+        turned = qkv[:, : shape.heads + shape.kv_heads]
+        queries, kept = qkv.tensor_split((shape.heads,), dim=1)
         if layer.query_norm is not None and layer.key_norm is not None:
-            queries, keys = turned.tensor_split((shape.heads,), dim=1)
-            turned = torch.cat((self._norm(queries, layer.query_norm), self._norm(keys, layer.key_norm)), dim=1)
-        turned = torch.addcmul(turned * step.cos, turned.roll(shape.head_size // 2, -1), step.sin)
-        queries, keys = turned.tensor_split((shape.heads,), dim=1)
-        for held, new in ((self.cache.keys[index], keys), (self.cache.values[index], values)):
-            held.view(-1, shape.head_size).index_copy_(0, step.places, new.reshape(-1, shape.head_size))
+            queries.copy_(self._norm(queries, layer.query_norm))
+            keys = kept[:, : shape.kv_heads]
+            keys.copy_(self._norm(keys, layer.key_norm))
+        torch.addcmul(turned * step.cos, turned.roll(shape.head_size // 2, -1), step.sin, out=turned)
+        held = self.cache.layers[index].view(-1, shape.head_size)
+        held.index_copy_(0, step.places, kept.reshape(-1, shape.head_size))
 
         seen = self._attend(index, queries, step).reshape(x.shape[0], -1)
         x = adapters.add_to(layer.linear[OUT].plus(seen, x), seen, index, OUT, x)
@@ -145,7 +152,7 @@ class Runner:
     def _attend(self, index: int, queries: Tensor, step: _Step) -> Tensor:
         """Attention of (T, heads, head) queries; the `group` queries of a key head go together, nothing is repeated."""
         shape = self._shape
-        keys, values = self.cache.keys[index], self.cache.values[index]
+        keys, values = self.cache.layers[index]
         queries = queries.reshape(-1, shape.kv_heads, shape.group, shape.head_size)
         count = len(step.decode)
         parts = []
@@ -153,10 +160,10 @@ class Runner:
             parts.append(self._attend_decoding(keys, values, queries[:count], step))
         row = count
         for piece in step.prompts:
-            end = piece.start + piece.count
+            end = piece.start + piece.size
             slot = _slot(piece)
-            parts.append(_attend_prompt(keys[slot, :, :end], values[slot, :, :end], queries[row : row + piece.count]))
-            row += piece.count
+            parts.append(_attend_prompt(keys[slot, :, :end], values[slot, :, :end], queries[row : row + piece.size]))
+            row += piece.size
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
     def _attend_decoding(self, keys: Tensor, values: Tensor, queries: Tensor, step: _Step) -> Tensor:
@@ -172,7 +179,12 @@ class Runner:
         return seen if step.slots is None else seen[step.slots]
 
     def _norm(self, x: Tensor, weight: Tensor) -> Tensor:
-        return F.rms_norm(x, weight.shape, weight, self._shape.norm_epsilon)
+        if x.device.type != "cpu" or x.dtype != torch.float32:
+            return F.rms_norm(x, weight.shape, weight, self._shape.norm_epsilon)
+        # On a CPU torch has no kernel for it, and takes twice as many steps.
+        length = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+        scale = torch.addcmul(self._epsilon, length, length, value=1 / x.shape[-1]).rsqrt_()
+        return (x * scale).mul_(weight)
 
 
 def _attend_few(queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor) -> Tensor:

@@ -26,10 +26,19 @@ _WORTH_WAITING = 64
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """Compute `count` tokens of `sequence` from its first one that is not in the cache."""
+    """Compute `count` tokens of `sequence` from its first one that is not in the cache, and `guesses` behind them."""
 
     sequence: Sequence
     count: int
+    guesses: Rows[int] = ()
+
+    @property
+    def tokens(self) -> Rows[int]:
+        return (*self.sequence.tokens[self.start : self.start + self.count], *self.guesses)
+
+    @property
+    def size(self) -> int:
+        return self.count + len(self.guesses)
 
     @property
     def start(self) -> int:

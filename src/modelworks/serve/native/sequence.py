@@ -14,6 +14,7 @@ from modelworks.core.generation import Embedding, FinishReason, GenerateRequest,
 from modelworks.serve.native.calls import CallReader
 from modelworks.serve.native.detokenize import Detokenizer
 from modelworks.serve.native.scoring import score
+from modelworks.serve.native.speculation import Lookup
 
 # Token, its log-probability, and the likeliest in its place.
 Score = tuple[int, float | None, list[tuple[int, float]]]
@@ -45,6 +46,7 @@ class Sequence:
     # Tokens that a penalty looks at, and how often the answer has them.
     seen: dict[int, int] = field(init=False)
     scores: list[Score] = field(default_factory=list)
+    lookup: Lookup = field(default_factory=Lookup)
     _sum: Tensor | None = None
 
     def __post_init__(self) -> None:
@@ -66,6 +68,11 @@ class Sequence:
     def is_read_only(self) -> bool:
         """Whether no answer is wanted: the prompt is read, and that is all."""
         return self.max_length <= self.prompt_tokens
+
+    @property
+    def speculates(self) -> bool:
+        """Whether a token is chosen by nothing but the logits and a draw, so that several may be at once."""
+        return self.matcher is None and not self._counts and self.request.logprobs is None
 
     @property
     def reads_all(self) -> bool:
