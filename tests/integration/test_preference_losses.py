@@ -19,6 +19,7 @@ from modelworks.core.nouns import Model
 from modelworks.data.importer import import_file
 from modelworks.data.spec import ImportSpec
 from modelworks.serve.native.config import read_shape
+from modelworks.train.answering import Answering
 from modelworks.train.plan import check, choose_strategy
 from modelworks.train.run import _decide, run
 from modelworks.train.shared import SharedJob
@@ -116,6 +117,43 @@ def test_loss_and_gradients_are_those_of_trl(
     assert abs(ours - math.log(2)) > 1e-3
     # ipo's are ten times as large as the others'
     assert (our_gradients - their_gradients).abs().max() < 1e-5 * max(1.0, float(their_gradients.abs().max()))
+
+
+@pytest.mark.parametrize(("strategy", "tuning"), [("grpo", "lora"), ("grpo", "full"), ("rlhf", "lora")])
+def test_answers_that_share_a_prompt_have_the_probabilities_and_gradients_that_trl_finds(
+    tmp_path: Path, inputs: dict[str, Any], strategy: str, tuning: str
+) -> None:
+    params = {"temperature": 0.7, "max_new_tokens": 8, "num_generations": 2}
+    more = {"rewards": ["length"]} if strategy == "grpo" else {"reward_steps": 1}
+    asked = spec(strategy, params=params | more, tuning=tuning)
+    training = choose_strategy(asked)[0].build(_decide(asked, SharedJob.of(FakeJob(tmp_path, inputs=inputs))))
+    trainer, network = training.trainer, training.network.train()
+    torch.manual_seed(0)
+    for name, weight in network.named_parameters():
+        if "lora_B" in name:
+            weight.data.normal_(0, 0.3)
+    # Two prompts with two answers each, padded on the left and on the right.
+    ids = torch.randint(3, 250, (4, 14))
+    mask = torch.ones_like(ids)
+    ids[1, :6], ids[3, :6] = ids[0, :6], ids[2, :6]
+    mask[:2, :2] = mask[1, -5:] = mask[2, -1:] = 0
+    real = mask[:, -8:].bool()
+    weights = torch.rand(4, 8)
+    usual = super(Answering, trainer)._get_per_token_logps_and_entropies
+    seen: list[int] = []
+    network.get_input_embeddings().register_forward_hook(lambda _module, given, _out: seen.append(given[0].numel()))
+
+    found = []
+    for score in (trainer._get_per_token_logps_and_entropies, usual):
+        network.zero_grad()
+        log_probs, entropies, _ = score(network, ids, mask, 8, compute_entropy=True)
+        (log_probs * weights)[real].sum().backward()
+        gradients = [weight.grad.flatten() for weight in network.parameters() if weight.grad is not None]
+        found.append((log_probs[real].detach(), entropies[real].detach(), torch.cat(gradients)))
+
+    for ours, theirs in zip(*found, strict=True):
+        assert (ours - theirs).abs().max() < 1e-4 * max(1.0, float(theirs.abs().max()))
+    assert seen[0] < seen[1]
 
 
 def test_the_reference_is_asked_about_no_row_twice(tmp_path: Path, inputs: dict[str, Any]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
@@ -17,6 +17,10 @@ from modelworks.train.sampling import Sampling, sample_answers
 from modelworks.train.spec import TrainSpec
 from modelworks.train.strategy import Params, Settled, Setup, Training
 from modelworks.train.trainer import Steady, common_arguments, drop_reference, trl_tokenizer
+from modelworks.weights.scoring import IGNORED, answer_scores, shares_beginnings
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 # By default two prompts a step of four answers each.
 ANSWERS_A_STEP = 8
@@ -149,6 +153,7 @@ class Answering(Steady):
     sampling: Sampling
     train_dataset: Any
     num_generations: int
+    temperature: float
     eos_token_ids: list[int]
 
     def _get_train_sampler(self, _: object = None) -> Any:
@@ -176,6 +181,24 @@ class Answering(Steady):
         self.real_tokens += sum(len(ids) for ids in (*prompts, *answers))
         # GRPO's, which is asked for so many answers a prompt, tells their probabilities too where it knows them.
         return (answers, None) if len(rest) > 2 else answers
+
+    def _get_per_token_logps_and_entropies(
+        self, model: Any, input_ids: Tensor, attention_mask: Tensor, logits_to_keep: int, *rest: Any, **named: Any
+    ) -> Any:
+        """TRL's, where a prompt is computed once for all its answers if that can be."""
+        if not shares_beginnings(model, input_ids.shape[1]):
+            usual: Any = super()._get_per_token_logps_and_entropies  # type: ignore[misc] # the next base has it
+            return usual(model, input_ids, attention_mask, logits_to_keep, *rest, **named)
+        real = attention_mask.bool()
+        answer = real[:, -logits_to_keep:]
+        scored = real.clone()
+        scored[:, :-logits_to_keep] = False
+        # Padded on the right, not on both sides.
+        order = (~real).byte().argsort(dim=1, stable=True)
+        labels = input_ids.masked_fill(~scored, IGNORED).gather(1, order)
+        losses, spread, _ = answer_scores(model, input_ids.gather(1, order), labels, self.temperature)
+        empty = losses.new_zeros(answer.shape)
+        return empty.masked_scatter(answer, -losses), empty.masked_scatter(answer, spread), None
 
     def count_tokens(self, _inputs: Any) -> int:
         return 0  # they are counted as they are made

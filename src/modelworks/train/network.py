@@ -42,22 +42,18 @@ def add_adapter(network: Any, spec: TrainSpec, base_name: str, task: str = "CAUS
     """Put a LoRA as the spec describes it around `network`; for the task SEQ_CLS the head is trained as well."""
     from peft import LoraConfig, get_peft_model
 
-    config = LoraConfig(
-        r=spec.lora_r,
-        lora_alpha=spec.lora_alpha,
-        lora_dropout=spec.lora_dropout,
-        use_dora=spec.use_dora,
-        use_rslora=spec.use_rslora,
-        target_modules=_targets(spec),
-        task_type=task,
-        bias="none",
-    )
+    config = LoraConfig(**_lora(spec), task_type=task, bias="none")
     # In the base's own dtype: mixed ones would be cast in every layer. The optimizer keeps float32 copies.
     adapted = get_peft_model(network, config, autocast_adapter_dtype=False)
     # The folder it was loaded from is nobody's business; the name is.
     adapted.peft_config["default"].base_model_name_or_path = base_name
     _quicken(adapted, spec)
     return adapted
+
+
+def _lora(spec: TrainSpec) -> dict[str, Any]:
+    plain = ("lora_alpha", "lora_dropout", "use_dora", "use_rslora")
+    return {"r": spec.lora_r, "target_modules": _targets(spec), **{name: getattr(spec, name) for name in plain}}
 
 
 def _go_on_from(network: Any, adapter: Path, setup: Setup) -> Any:
@@ -96,15 +92,7 @@ def _build_with_unsloth(setup: Setup, quantization: Quantization | None) -> Any:
     if spec.tuning == "full":
         return network
     adapted = FastLanguageModel.get_peft_model(
-        network,
-        r=spec.lora_r,
-        lora_alpha=spec.lora_alpha,
-        lora_dropout=spec.lora_dropout,
-        use_dora=spec.use_dora,
-        use_rslora=spec.use_rslora,
-        target_modules=_targets(spec),
-        use_gradient_checkpointing=spec.gradient_checkpointing,
-        random_state=spec.seed,
+        network, **_lora(spec), use_gradient_checkpointing=spec.gradient_checkpointing, random_state=spec.seed
     )
     adapted.peft_config["default"].base_model_name_or_path = setup.model.name
     return adapted

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from modelworks.core.nouns import JsonObject
@@ -20,6 +21,21 @@ def read_pairs(setup: Setup) -> tuple[EncodedPairs, EncodedPairs, JsonObject]:
         encode_pairs(setup.model.path, setup.dataset.path, split, setup.max_length) for split in ("train", "validation")
     )
     return learned, held_out, count_pairs(setup, learned, held_out)
+
+
+def measuring(
+    setup: Setup, trainer: Any, rows: Sequence[object], names: Mapping[str, str]
+) -> Callable[[], dict[str, float]]:
+    """What measures the held-out `rows`: under each name, what `trainer` tells of them under another, if it does."""
+
+    def measure() -> dict[str, float]:
+        if not rows:
+            return {}
+        setup.job.progress(0, len(rows), "rows", stage="measuring")
+        found = trainer.evaluate()
+        return {name: float(found[f"eval_{key}"]) for name, key in names.items() if f"eval_{key}" in found}
+
+    return measure
 
 
 def count_pairs(

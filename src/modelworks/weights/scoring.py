@@ -35,6 +35,20 @@ def answer_loss(network: Any, input_ids: Tensor, labels: Tensor) -> tuple[Tensor
 
 
 def answer_losses(network: Any, input_ids: Tensor, labels: Tensor, **options: object) -> tuple[Tensor, Any]:
+    """As `answer_scores`; return the losses, and what the network gave."""
+    losses, _, given = answer_scores(network, input_ids, labels, None, **options)
+    return losses, given
+
+
+def shares_beginnings(network: Any, width: int) -> bool:
+    """Whether `answer_scores` would compute what rows of at most `width` tokens begin alike with once."""
+    causal = _causal(network)
+    return type(causal).__name__ in _PLAIN_HEADS and can_pack(causal, width)
+
+
+def answer_scores(
+    network: Any, input_ids: Tensor, labels: Tensor, temperature: float | None = None, **options: object
+) -> tuple[Tensor, Tensor, Any]:
     """The cross-entropy of every labelled token, row by row.
 
     Rows are computed as one sequence where that can be (see `packing`).
@@ -45,10 +59,12 @@ def answer_losses(network: Any, input_ids: Tensor, labels: Tensor, **options: ob
 
     Args:
         network, input_ids, labels: as for `answer_loss`.
+        temperature: by which logits are divided first; without one no entropy is wanted either.
         options: for the network.
 
     Returns:
-        (N,) float32, differentiable; and what the network gave, whose logits are not to be relied on.
+        (N,) float32, differentiable; (N,) float32, the entropies in nats; and what the network gave, whose logits are
+        not to be relied on.
     """
     import torch
     import torch.nn.functional as F
@@ -56,16 +72,15 @@ def answer_losses(network: Any, input_ids: Tensor, labels: Tensor, **options: ob
     scored = torch.zeros_like(labels, dtype=torch.bool)
     scored[:, :-1] = labels[:, 1:] != IGNORED
     targets = labels[:, 1:][scored[:, :-1]]
-    # Where several processes train, what joins them is wrapped around the network.
-    inner = getattr(network, "module", network)
-    causal = inner.get_base_model() if hasattr(inner, "get_base_model") else inner
+    causal = _causal(network)
     head = causal.get_output_embeddings()
     in_pieces = _is_plain(causal, head)
     packed = _pack(causal, input_ids, scored)
     seen: list[Tensor] = []
 
     def choose(_module: object, inputs: tuple[Tensor]) -> tuple[Tensor]:
-        seen.append(inputs[0][0, packed.places[scored[:, : packed.places.shape[1]]]] if packed else inputs[0][scored])
+        hidden = inputs[0][0, packed.places[scored[:, : packed.places.shape[1]]]] if packed else inputs[0][scored]
+        seen.append(hidden if temperature is None else hidden / temperature)
         return (seen[0][:0],) if in_pieces else (seen[0],)
 
     hook = head.register_forward_pre_hook(choose)
@@ -75,8 +90,19 @@ def answer_losses(network: Any, input_ids: Tensor, labels: Tensor, **options: ob
     finally:
         hook.remove()
     if in_pieces:
-        return _in_pieces().apply(seen[0], head.weight, targets), given
-    return F.cross_entropy(given.logits.float(), targets, reduction="none"), given
+        return *_in_pieces().apply(seen[0], head.weight, targets, temperature is not None), given
+    logits = given.logits.float()
+    losses = F.cross_entropy(logits, targets, reduction="none")
+    if temperature is None:
+        return losses, losses[:0], given
+    likely = logits.detach().log_softmax(-1)
+    return losses, -(likely.exp() * likely).sum(-1), given
+
+
+def _causal(network: Any) -> Any:
+    # Where several processes train, what joins them is wrapped around the network.
+    inner = getattr(network, "module", network)
+    return inner.get_base_model() if hasattr(inner, "get_base_model") else inner
 
 
 def _pack(causal: Any, input_ids: Tensor, scored: Tensor) -> Packed | None:
@@ -105,8 +131,9 @@ def _in_pieces() -> Any:
 
     class InPieces(torch.autograd.Function):
         @staticmethod
-        def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
+        def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, spread: bool) -> tuple[Tensor, Tensor]:
             losses = torch.empty(len(hidden), dtype=torch.float32, device=hidden.device)
+            entropies = torch.zeros_like(losses)
             # Of each position's own loss, so that whatever is made of them later only scales its rows.
             grad = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
             size = math.ceil(len(hidden) / math.ceil(len(hidden) / ROWS_AT_ONCE)) if len(hidden) else 1
@@ -116,15 +143,18 @@ def _in_pieces() -> Any:
                 likely = (hidden[part] @ weight.T).float()
                 torch.log_softmax(likely, dim=-1, out=likely)
                 losses[part] = -likely.gather(1, wanted)[:, 0]
+                if spread:
+                    entropies[part] = -(likely.exp()[:, None] @ likely[..., None]).flatten()
                 if grad is not None:
                     likely.exp_().scatter_add_(1, wanted, torch.full_like(wanted, -1, dtype=torch.float32))
                     grad[part] = likely.to(weight.dtype) @ weight
             ctx.save_for_backward(grad)
-            return losses
+            ctx.mark_non_differentiable(entropies)
+            return losses, entropies
 
         @staticmethod
-        def backward(ctx: Any, given: Tensor) -> Any:
+        def backward(ctx: Any, given: Tensor, _: Tensor) -> Any:
             (grad,) = ctx.saved_tensors
-            return (grad * given[:, None]).to(grad.dtype), None, None
+            return (grad * given[:, None]).to(grad.dtype), None, None, None
 
     return InPieces

@@ -10,7 +10,7 @@ from modelworks.data.pairs import EncodedPairs
 from modelworks.data.record import Preference
 from modelworks.train.comparing import Compared, with_lengths
 from modelworks.train.network import build_network
-from modelworks.train.preferences import pair_rows, read_pairs
+from modelworks.train.preferences import measuring, pair_rows, read_pairs
 from modelworks.train.strategy import Params, Setup, Strategy, Training
 from modelworks.train.trainer import common_arguments, drop_reference, trl_tokenizer
 
@@ -30,14 +30,8 @@ def build(setup: Setup) -> Training:
     network = build_network(setup)
     trainer = make_trainer(setup, network, learned, held_out)
 
-    def measure() -> dict[str, float]:
-        if not held_out.pairs:
-            return {}
-        setup.job.progress(0, len(held_out.pairs), "rows", stage="measuring")
-        found = trainer.evaluate()
-        names = {"loss": "eval_loss", "accuracy": "eval_rewards/accuracies", "margin": "eval_rewards/margins"}
-        return {name: float(found[key]) for name, key in names.items()}
-
+    names = {"loss": "loss", "accuracy": "rewards/accuracies", "margin": "rewards/margins"}
+    measure = measuring(setup, trainer, held_out.pairs, names)
     watched = ("rewards/margins", "rewards/accuracies", "rewards/chosen", "rewards/rejected")
     return Training(trainer=trainer, network=network, counts=counts, measure=measure, watched=watched)
 

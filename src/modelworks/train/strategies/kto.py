@@ -15,7 +15,7 @@ from modelworks.data.pairs import EncodedRatings, encode_ratings
 from modelworks.data.record import Preference, Rated
 from modelworks.train.comparing import Compared, with_lengths
 from modelworks.train.network import build_network
-from modelworks.train.preferences import count_pairs
+from modelworks.train.preferences import count_pairs, measuring
 from modelworks.train.spec import TrainSpec
 from modelworks.train.strategy import Params, Settled, Setup, Strategy, Training
 from modelworks.train.trainer import LengthGrouped, common_arguments, drop_reference, trl_tokenizer
@@ -63,14 +63,11 @@ def build(setup: Setup) -> Training:
     network = build_network(setup)
     trainer = make_trainer(setup, network, learned, held_out, weights)
 
+    names = {"loss": "loss", "reward_good": "rewards/chosen", "reward_bad": "rewards/rejected"}
+    measure_sides = measuring(setup, trainer, held_out.ratings, names)
+
     def measure() -> dict[str, float]:
-        if not held_out.ratings:
-            return {}
-        setup.job.progress(0, len(held_out.ratings), "rows", stage="measuring")
-        found = trainer.evaluate()
-        sides = {"reward_good": "eval_rewards/chosen", "reward_bad": "eval_rewards/rejected"}
-        numbers = {"loss": float(found["eval_loss"])}
-        numbers |= {name: float(found[key]) for name, key in sides.items() if key in found}
+        numbers = measure_sides()
         if len(numbers) == 3:
             numbers["margin"] = numbers["reward_good"] - numbers["reward_bad"]
         return numbers

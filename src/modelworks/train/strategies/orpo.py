@@ -15,7 +15,7 @@ from modelworks.data.record import Preference
 from modelworks.data.render import IGNORED
 from modelworks.train.comparing import answer_log_probs, with_lengths
 from modelworks.train.network import build_network
-from modelworks.train.preferences import pair_rows, read_pairs
+from modelworks.train.preferences import measuring, pair_rows, read_pairs
 from modelworks.train.strategy import Params, Setup, Strategy, Training
 from modelworks.train.trainer import Steady, common_arguments, trl_tokenizer
 
@@ -37,19 +37,8 @@ def build(setup: Setup) -> Training:
     network = build_network(setup)
     trainer = make_trainer(setup, network, learned, held_out)
 
-    def measure() -> dict[str, float]:
-        if not held_out.pairs:
-            return {}
-        setup.job.progress(0, len(held_out.pairs), "rows", stage="measuring")
-        found = trainer.evaluate()
-        names = {
-            "loss": "eval_loss",
-            "nll": "eval_nll_loss",
-            "accuracy": "eval_rewards/accuracies",
-            "log_odds_ratio": "eval_log_odds_chosen",
-        }
-        return {name: float(found[key]) for name, key in names.items()}
-
+    names = {"loss": "loss", "nll": "nll_loss", "accuracy": "rewards/accuracies", "log_odds_ratio": "log_odds_chosen"}
+    measure = measuring(setup, trainer, held_out.pairs, names)
     watched = ("nll_loss", "log_odds_chosen", "rewards/margins", "rewards/accuracies")
     return Training(trainer=trainer, network=network, counts=counts, measure=measure, watched=watched)
 
