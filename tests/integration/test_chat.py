@@ -38,9 +38,9 @@ def environment(home: Path) -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A workspace with a model whose context is long enough for minutes of talk."""
+    """A workspace with a model whose context is long enough for a talk, and slow enough to be interrupted."""
     home, folder = tmp_path_factory.mktemp("home"), tmp_path_factory.mktemp("inputs") / "left"
-    tiny_llama(folder, dtype="float32", max_position_embeddings=20_000)
+    tiny_llama(folder, dtype="float32", max_position_embeddings=20_000, num_hidden_layers=8)
     assert run_command(["models", "add", str(folder), "--name", "left", "--home", str(home), "-q"]) == 0
     return home
 
@@ -102,7 +102,8 @@ class Terminal:
 
 @pytest.fixture
 def talk(home: Path) -> Iterator[Terminal]:
-    terminal = Terminal(home, "chat", "left", "--stats", "--temperature", "0")
+    # Three tokens stand for each that was no text when it is read again: the longest answer must fit all the same.
+    terminal = Terminal(home, "chat", "left", "--stats", "--temperature", "0", "--max-tokens", "6000")
     yield terminal
     os.close(terminal.descriptor)
 
