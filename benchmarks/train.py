@@ -44,7 +44,7 @@ PEERS = {
     for part, tuned in TUNED.items()
 }
 PARTS = ("sft", "dpo", "strategies", "answers")
-SHORT = {"max_new_tokens": 24, "num_generations": 8, "eval_samples": 4, "reward_steps": 24}
+SHORT = {"max_new_tokens": 24, "num_generations": 8, "eval_samples": 4, "reward_steps": 8}
 # strategy: dataset, what it is told, its own metric, and +1 if that is to rise.
 LEARNS: dict[str, tuple[str, dict[str, Any], str, int]] = {
     "sft": ("rows", {}, "loss", -1),
