@@ -236,7 +236,10 @@ def _resident_mb(process: psutil.Process) -> float:
 def chats_of(round_: int, count: int) -> list[list[dict[str, str]]]:
     """Letters from the example's customers. The number in front keeps one round's from being known in the next."""
     rows = [json.loads(line) for line in (ROOT.parent / "examples/demo/tickets.jsonl").read_text().splitlines()]
-    letters = list(dict.fromkeys(row["messages"][1]["content"] for row in rows))[:count]
+    letters = list(dict.fromkeys(row["messages"][1]["content"] for row in rows))
+    # Others in each round: how much an answer repeats itself decides how fast some engines are at one stream.
+    first = round_ % 100 * count % len(letters)
+    letters = [*letters[first:], *letters[:first]][:count]
     ask = 'Letter {}: "{}" Write a long and friendly answer to this customer, in whole sentences.'
     return [[{"role": "user", "content": ask.format(f"{round_}.{i}", text)}] for i, text in enumerate(letters)]
 
