@@ -70,7 +70,7 @@ LEARNS: dict[str, tuple[str, dict[str, Any], str, int]] = {
     "grpo": (
         "rows",
         {
-            "learning_rate": 1e-4,
+            "learning_rate": 5e-4,
             "max_steps": 20,
             "per_device_train_batch_size": 16,
             "params": {"num_generations": 8, "max_new_tokens": 48, "rewards": [{"name": "length", "length": 100}]},
