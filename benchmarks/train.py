@@ -60,10 +60,11 @@ LEARNS: dict[str, tuple[str, dict[str, Any], str, int]] = {
         1,
     ),
     "reward": ("pairs", {"learning_rate": 5e-4} | SHORT_PAIRS, "margin", 1),
+    # Not the reward that it learns from, which falls by the price of leaving where it began.
     "rlhf": (
         "pairs",
         {"learning_rate": 3e-4, "per_device_train_batch_size": 16, "params": SHORT} | SHORT_PAIRS,
-        "reward",
+        "rewards/reward_model/mean",
         1,
     ),
     # Answers are to have 100 characters.

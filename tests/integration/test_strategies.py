@@ -243,6 +243,7 @@ def test_rlhf_trains_a_reward_model_and_then_follows_it(tmp_path: Path, inputs: 
     assert len(tries) == result["steps"] == 20
     assert sum(line["reward"] for line in tries[-5:]) > 5 * (tries[0]["reward"] + 0.5)
     assert set(tries[0]) >= {"reward", "reward_std", "kl", "learning_rate", "grad_norm", "tokens_per_second"}
+    assert "rewards/reward_model/mean" in tries[0]
     assert isinstance(result["reward"], float)
     assert not any("score" in name for name in weights(job))
 

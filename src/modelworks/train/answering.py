@@ -141,7 +141,8 @@ def build_answering(
         "truncated_rows": 0,
         "masked_rows": setup.dataset.train_rows - len(prompts.learned),
     }
-    each = (f"rewards/{name}/mean" for name in judges) if len(judges) > 1 else ()
+    # Each one's own, where what is learned from is something else: their sum, or less the price of leaving the base.
+    each = (f"rewards/{name}/mean" for name in judges) if len(judges) > 1 or options.get("beta") else ()
     watched = ("reward", "reward_std", "frac_reward_zero_std", "kl", "entropy", "completions/mean_length", *each)
     return Training(trainer=trainer, network=network, counts={**counts}, measure=measure, watched=watched)
 
