@@ -110,7 +110,7 @@ def _pack(causal: Any, input_ids: Tensor, scored: Tensor) -> Packed | None:
     import torch
 
     rows, width = input_ids.shape
-    if rows == 1 or type(causal).__name__ not in _PLAIN_HEADS or not can_pack(causal, width):
+    if rows == 1 or not shares_beginnings(causal, width):
         return None
     lengths = (scored.long() * torch.arange(1, width + 1)).amax(1).tolist()
     cut = [ids[:length] for ids, length in zip(input_ids.tolist(), lengths, strict=True)]
