@@ -13,7 +13,9 @@ help: ## List the words of this Makefile
 
 setup: .venv/ready ## Make .venv with everything in it (quick when nothing changed)
 
-.venv/ready: pyproject.toml constraints.txt tests/contract/surfaces/node/package-lock.json
+KERNELS := $(wildcard src/modelworks/core/kernels/*.[ch])
+
+.venv/ready: pyproject.toml constraints.txt hatch_build.py $(KERNELS) tests/contract/surfaces/node/package-lock.json
 	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer is needed: https://www.python.org/downloads/"; exit 1; }
 	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "$(PYTHON) is older than Python 3.11; say make PYTHON=/path/to/python3.11"; exit 1; }
 	test -x $(BIN)/python || "$(PYTHON)" -m venv .venv

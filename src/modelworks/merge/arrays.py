@@ -9,6 +9,7 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+from modelworks.core import kernels
 from modelworks.weights.reader import DTYPES
 
 if TYPE_CHECKING:
@@ -22,7 +23,7 @@ KEPT_ELEMENTS = 1 << 20
 
 # How a dtype is held here, and what is infinite in it once it is rounded: the least such magnitude.
 _HELD = {
-    "BF16": ("uint16", float.fromhex("0x1.ffp127")), "F16": ("float16", 65520.0),
+    "BF16": ("uint16", 0.0), "F16": ("float16", 65520.0),
     "F32": ("float32", float("inf")), "F64": ("float64", float("inf")),
 }  # fmt: skip
 
@@ -61,32 +62,34 @@ def read_row(checkpoint: Checkpoint, name: str, start: int, row: Array) -> None:
     if len(row):
         checkpoint.read_into(name, start, stored.data.cast("B"))
     if dtype == "BF16":
-        bits = row.view(np.uint32)
-        np.copyto(bits, stored)
-        bits <<= 16
+        kernels.call("widen", stored, row, len(row))
     elif dtype != "F32":
         np.copyto(row, stored, casting="same_kind")
 
 
-def rounded(values: Array, dtype: str) -> Array:
-    """Float32 in one of safetensors' dtypes, to the nearest and of two such to the even one; bfloat16 as its bits."""
+def widened(bits: Array) -> Array:
+    """What is stored as bfloat16, in float32."""
     import numpy as np
 
-    if dtype != "BF16":
-        return values.astype(_HELD[dtype][0], copy=False)
-    bits = values.view(np.uint32)
-    carried = bits >> 16
-    carried &= 1
-    carried += 0x7FFF
-    carried += bits
-    carried >>= 16
-    return carried.astype(np.uint16)
+    made = np.empty(bits.shape, np.float32)
+    kernels.call("widen", np.ascontiguousarray(bits), made, bits.size)
+    return made
 
 
-def stays_finite(values: Array, dtype: str) -> bool:
-    """Whether none of the values is NaN, infinite, or will be once it is rounded."""
-    limit = _HELD[dtype][1]
-    return not len(values) or bool(values.max() < limit and values.min() > -limit)
+def rounded(values: Array, dtype: str) -> tuple[Array, bool]:
+    """Float32 in one of safetensors' dtypes, to the nearest and of two such to the even one; bfloat16 as its bits.
+
+    Returns:
+        What it is then, and whether none of it is NaN or infinite.
+    """
+    import numpy as np
+
+    if dtype == "BF16":
+        made = np.empty(values.shape, np.uint16)
+        return made, not kernels.call("narrow", values, made, values.size)
+    held, limit = _HELD[dtype]
+    finite = not len(values) or bool(values.max() < limit and values.min() > -limit)
+    return values.astype(held, copy=False) if finite else values, finite
 
 
 def as_tensor(array: Array, dtype: str) -> Array:

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from pydantic import Field, FiniteFloat
 
-from modelworks.merge.arrays import Array, floats, is_numpy, library
+from modelworks.core import kernels
+from modelworks.merge.arrays import Array, bare, floats, is_numpy, library
 from modelworks.merge.method import PER_MODEL, Method, Params
 from modelworks.merge.selection import keep_largest, keep_middle
 
@@ -15,8 +16,6 @@ if TYPE_CHECKING:
     from modelworks.merge.method import Combine, Piece, TensorLook
     from modelworks.merge.selection import Keep
 
-# Models that can be counted in a byte.
-_MOST_COUNTED = 256
 _LEAST = 1e-7
 # Elements that are added up together.
 _BLOCK = 1 << 15
@@ -132,6 +131,11 @@ def _elected(rows: Array, weights: Sequence[float], normalize: bool) -> Array:
     Spoils the rows. By their bits, whose first is the sign, it takes half as long as by comparing and multiplying.
     """
     lib = library(rows)
+    if is_numpy(bare(rows)):
+        merged = lib.empty_like(rows[0])
+        given = bare(floats(weights, merged))
+        kernels.call("elect", bare(rows), *rows.shape, given, int(normalize), bare(merged))
+        return merged
     total = _sum(rows)
     against, agrees = ~total.view(lib.int32), lib.empty_like(total.view(lib.int32))
     for row in rows.view(lib.int32):
@@ -139,8 +143,7 @@ def _elected(rows: Array, weights: Sequence[float], normalize: bool) -> Array:
         agrees >>= 31  # 1 throughout where the signs are alike
         row &= agrees
     merged = _sum(rows)
-    if not is_numpy(rows):
-        merged += total * 0  # a GPU's sum does not keep the sign of a NaN, which then agrees with nothing
+    merged += total * 0  # a GPU's sum does not keep the sign of a NaN, which then agrees with nothing
     if normalize:
         merged /= _divisor(rows, weights)
     return merged
@@ -148,13 +151,6 @@ def _elected(rows: Array, weights: Sequence[float], normalize: bool) -> Array:
 
 def _divisor(rows: Array, weights: Sequence[float]) -> Array:
     """The sum of the weights of those that are not 0; 1 where that is 0."""
-    lib = library(rows)
-    if set(weights) == {1} and len(weights) < _MOST_COUNTED:
-        count = (rows[0] != 0).view(lib.uint8)
-        for row in rows[1:]:
-            count += (row != 0).view(lib.uint8)
-        count |= (count == 0).view(lib.uint8)
-        return count
     total = sum((row != 0) * floats(weight, row) for row, weight in zip(rows, weights, strict=True))
     total += total == 0
     return total

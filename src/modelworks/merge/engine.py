@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
 from modelworks.core.errors import Invalid, Problem, Unsupported
-from modelworks.merge.arrays import Array, as_tensor, is_numpy, rounded, stays_finite
+from modelworks.merge.arrays import Array, as_tensor, is_numpy, rounded
 from modelworks.merge.findings import Findings, Seen, samples
 from modelworks.merge.method import Combine, Piece
 from modelworks.merge.pieces import ModelLook, Pieces, StepLook, Watch, needs_torch
@@ -129,7 +129,7 @@ class _Engine:
     def _merged(self, step: Step, piece: Piece, combine: Combine) -> Array:
         merged = combine(piece)
         if self.plan.method.space == "delta" and is_numpy(merged):
-            merged += piece.base
+            piece.add_base(merged)
         elif self.plan.method.space == "delta":
             merged = piece.base + merged
         made = self._rounded(step, piece, merged)
@@ -143,8 +143,9 @@ class _Engine:
     def _rounded(self, step: Step, piece: Piece, merged: Array) -> Array:
         """What is written, once it is known to be finite."""
         if is_numpy(merged):
-            if stays_finite(merged, step.output.dtype):
-                return rounded(merged, step.output.dtype)
+            stored, finite = rounded(merged, step.output.dtype)
+            if finite:
+                return stored
             merged = as_tensor(merged, "F32")
         import torch
 

@@ -27,6 +27,8 @@ from modelworks.weights.writer import CheckpointWriter
 JOURNAL = ".journal"
 # How much may have to be merged again after a power cut, at the pace of a merge; syncing costs some of it.
 SECONDS_BETWEEN_SYNCS = 10.0
+# Written so much, the disk is set to work while the rest is being merged.
+BYTES_BETWEEN_FLUSHES = 48 << 20
 
 
 def merge_into(
@@ -83,11 +85,17 @@ class Journal:
             self._path.write_text(digest + "\n", encoding="utf-8")
         self._pending: list[str] = []
         self._synced_at = time.monotonic()
+        self._written = 0
 
     def note(self, name: str) -> None:
         """A tensor is written; it counts once it is on the disk as well."""
         self._pending.append(name)
-        if time.monotonic() - self._synced_at >= SECONDS_BETWEEN_SYNCS and self.writer is not None:
+        assert self.writer is not None
+        self._written += self.writer.size_of(name)
+        if self._written >= BYTES_BETWEEN_FLUSHES:
+            self.writer.sync()
+            self._written = 0
+        if time.monotonic() - self._synced_at >= SECONDS_BETWEEN_SYNCS:
             self.writer.sync()
             with self._path.open("a", encoding="utf-8") as file:
                 file.write("".join(f"{name}\n" for name in self._pending))

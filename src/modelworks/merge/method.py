@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any, Generic, Literal, Protocol, TypeAlias, Ty
 
 from pydantic import ConfigDict
 
+from modelworks.core import kernels
 from modelworks.core.registry import find_plugins
 from modelworks.core.spec import Spec
-from modelworks.merge.arrays import Array, floats
+from modelworks.merge.arrays import Array, bare, floats, library, widened
 
 if TYPE_CHECKING:
     from torch import Tensor  # noqa: TC004  a dataclass does not evaluate its annotations; torch must not load here
@@ -23,6 +24,10 @@ if TYPE_CHECKING:
 PER_MODEL: dict[str, Any] = {"per_model": True}
 
 
+# So many elements are sampled together.
+_RUN = 8
+
+
 # The parameters of one method; methods with the same ones share a type. Every number may differ from tensor to tensor
 # (see schedule.py), and those marked PER_MODEL from model to model as well. A method is given the values that hold for
 # the tensor at hand: plain numbers.
@@ -32,6 +37,9 @@ class Params(Spec):
 
 
 P = TypeVar("P", bound=Params)
+
+# A model's change on a run of elements: float32; or the bfloat16 bits of the model and of the base.
+Change: TypeAlias = "tuple[Array, Array | None]"
 
 
 class Piece:
@@ -46,6 +54,7 @@ class Piece:
         base: (N), or None where there is none.
         models: (M, N), the models' values.
         deltas: (M, N), their differences from the base; 0 throughout where a model repeats it.
+        stored: the bfloat16 bits (N) and (M, N) of base and models, where they are nothing else and at hand.
     """
 
     def __init__(
@@ -56,9 +65,10 @@ class Piece:
         base: Tensor | None,
         models: Tensor | None = None,
         deltas: Tensor | None = None,
+        stored: tuple[Array, Array] | None = None,
     ) -> None:
-        """Either of `models` and `deltas` is worked out from the other when it is asked for."""
-        self.name, self.shape, self.start = name, shape, start
+        """Either of `models` and `deltas` is worked out from the other, or from `stored`, when it is asked for."""
+        self.name, self.shape, self.start, self.stored = name, shape, start, stored
         self._base = base
         # What a method keeps of the changes, if it was found when the tensor was looked at.
         self.kept: Array | None = None
@@ -69,10 +79,12 @@ class Piece:
 
     @property
     def has_base(self) -> bool:
-        return self._base is not None
+        return self._base is not None or self.stored is not None
 
     @property
     def base(self) -> Tensor:
+        if self._base is None and self.stored is not None:
+            self._base = widened(self.stored[0])
         if self._base is None:
             raise TypeError(f"{self.name}: the method reads a base that it did not ask for")
         return self._base
@@ -83,20 +95,63 @@ class Piece:
 
     @cached_property
     def deltas(self) -> Tensor:
-        return self.models - self.base
+        if self.stored is None:
+            return self.models - self.base
+        rows: Tensor = widened(self.stored[1])
+        rows -= self.base
+        return rows
+
+    @property
+    def changes(self) -> Sequence[Change]:
+        """The deltas, each as it is nearest at hand."""
+        if self.stored is None:
+            return [(bare(row), None) for row in self.deltas]
+        return [(bits, self.stored[0]) for bits in self.stored[1]]
+
+    def empty_rows(self) -> Array:
+        """Room for what is kept of the deltas: (M, N) float32."""
+        if self.stored is None:
+            return library(self.deltas).empty_like(self.deltas)
+        return library(self.stored[1]).empty(self.stored[1].shape, dtype="float32")
+
+    def add_base(self, merged: Array) -> None:
+        """Turn what a method makes of the deltas, as numpy's array, into weights."""
+        if self.stored is None:
+            merged += self.base
+        else:
+            kernels.call("add", merged, self.stored[0], len(merged))
+
+    def sampled(self, every: int) -> Array:
+        """Of the deltas each `every`-th run of a few elements, which are read faster than single ones: (M, n)."""
+        rows, window = self.deltas if self.stored is None else self.stored[1], every * _RUN
+        windows = rows.shape[1] // window
+        if every == 1 or not windows:
+            return self.deltas
+
+        def thin(rows: Array) -> Array:
+            apart = rows[..., : windows * window].reshape(*rows.shape[:-1], windows, window)
+            return apart[..., :_RUN].reshape(*rows.shape[:-1], windows * _RUN)
+
+        return thin(self.deltas) if self.stored is None else self.map(thin).deltas
 
     def map(self, change: Callable[[Array], Array]) -> Piece:
         """The same with each of its arrays changed."""
         rows = {key: change(value) for key, value in self.__dict__.items() if key in {"models", "deltas"}}
-        return Piece(self.name, self.shape, self.start, None if self._base is None else change(self._base), **rows)
+        stored = None if self.stored is None else (change(self.stored[0]), change(self.stored[1]))
+        base = None if self._base is None else change(self._base)
+        return Piece(self.name, self.shape, self.start, base, stored=stored, **rows)
 
     def part(self, start: int, stop: int, base: Tensor | None = None) -> Piece:
         """Its own elements `start` to `stop`; with this base, where it has none."""
-        rows = {key: value[:, start:stop] for key, value in self.__dict__.items() if key in {"models", "deltas"}}
-        return Piece(self.name, self.shape, self.start + start, self.base[start:stop] if base is None else base, **rows)
+        part = self.map(lambda rows: rows[..., start:stop])
+        part.start += start
+        part._base = part._base if base is None else base
+        return part
 
     def column(self, values: Sequence[float]) -> Array:
         """One number a model as (M, 1) float32, beside the models on their device."""
+        if self.stored is not None:
+            return floats(values, self.stored[0])[:, None]
         rows = self.__dict__.get("deltas", self._base)
         rows = self.models if rows is None else rows
         return floats(values, rows)[:, None]

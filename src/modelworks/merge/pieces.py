@@ -105,7 +105,7 @@ class Pieces:
 
             return self.stored(source, start, stop).to(getattr(torch, DTYPES[dtype][0]))
         if checkpoint.tensors[source.tensor].dtype != dtype:
-            return rounded(self.values(source, start, stop), dtype)
+            return rounded(self.values(source, start, stop), dtype)[0]
         import numpy as np
 
         found = np.empty((stop - start) * DTYPES[dtype][1], np.uint8)
@@ -136,12 +136,31 @@ class Pieces:
             tensor = None if source is None else self._tensor(source, start, stop)
             piece = self._read_by_torch(step, start, stop, tensor)
             return piece.map(bare) if self.in_numpy else piece
+        if self.plan.method.space == "delta" and source is not None and self._all_bfloat16([source, *step.sources]):
+            return Piece(
+                step.output.name, step.output.shape, start, None, stored=self._bits(source, step.sources, start, stop)
+            )
         base = None if source is None else self.values(source, start, stop)
         rows = self._rows(step.sources, start, stop)
         if self.plan.method.space == "weights":
             return Piece(step.output.name, step.output.shape, start, base, rows)
         rows -= base
         return Piece(step.output.name, step.output.shape, start, base, deltas=rows)
+
+    def _all_bfloat16(self, sources: Sequence[Source]) -> bool:
+        return all(
+            self._open[self.plan.expert(source).model.path].tensors[source.tensor].dtype == "BF16" for source in sources
+        )
+
+    def _bits(self, base: Source, sources: Sequence[Source], start: int, stop: int) -> tuple[Array, Array]:
+        """Base and models as they are stored, in bfloat16."""
+        import numpy as np
+
+        bits = np.empty((1 + len(sources), stop - start), np.uint16)
+        for row, source in zip(bits, [base, *sources], strict=True):
+            if len(row):
+                self._open[self.plan.expert(source).model.path].read_into(source.tensor, start, row.data.cast("B"))
+        return bits[0], bits[1:]
 
     def _rows(self, sources: Sequence[Source], start: int, stop: int) -> Array:
         import numpy as np

@@ -8,6 +8,7 @@ import os
 import struct
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeGuard
 
@@ -124,7 +125,13 @@ def read_header(file: Path) -> dict[str, TensorInfo]:
     Raises:
         Invalid: naming the file, the tensor where there is one, and what does not fit.
     """
-    size = file.stat().st_size
+    stat = file.stat()
+    return dict(_read_header(file, stat.st_size, stat.st_mtime_ns, stat.st_ino))
+
+
+@lru_cache(maxsize=64)
+def _read_header(file: Path, size: int, _mtime_ns: int, _inode: int) -> dict[str, TensorInfo]:
+    """The same, once for a file that has not changed since."""
     with file.open("rb") as stream:
         prefix = stream.read(8)
         if len(prefix) < 8:

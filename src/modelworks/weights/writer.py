@@ -83,6 +83,9 @@ class CheckpointWriter:
             count = os.pwrite(handle, view, position)
             view, position = view[count:], position + count
 
+    def size_of(self, name: str) -> int:
+        return self._plan[name].size_bytes
+
     def sync(self) -> None:
         """Force everything that is written to disk."""
         for handle in self._handles:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from pydantic import Field
 
+from modelworks.merge.arrays import bare
 from modelworks.merge.derived import Derived
 from modelworks.merge.method import Method, Params, Piece
 from modelworks.merge.selection import find_cuts
@@ -72,7 +73,7 @@ def _selection(look: TensorLook, share: float) -> Callable[[Piece], Tensor]:
 
     def select(piece: Piece) -> Tensor:
         kept = torch.empty_like(piece.base)
-        cut.above(_variance(piece)[0], piece.start, kept)
+        cut.above((bare(_variance(piece)[0]), None), piece.start, kept)
         return torch.mul(piece.deltas, kept.sign_())
 
     return select
