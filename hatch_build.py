@@ -17,8 +17,8 @@ COMPILER = [sys.executable, "-m", "ziglang", "cc"]
 # A product and a sum are never one operation, so that every processor and a GPU give the same bits.
 OPTIONS = ["-O3", "-std=c11", "-fPIC", "-fno-strict-aliasing", "-fno-sanitize=all", "-ffp-contract=off", "-Wall",
            "-Werror"]  # fmt: skip
-# The generations of processors that have kernels of their own, by what `level.c` tells of the one at hand. (With AVX-512,
-# x86_64_v4, they were slower.)
+# The generations of processors that have kernels of their own, by what `level.c` tells of the one at hand. (With
+# AVX-512, x86_64_v4, they were slower.)
 LEVELS = {1: "x86_64", 3: "x86_64_v3"}
 
 

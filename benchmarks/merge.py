@@ -358,4 +358,6 @@ def main() -> None:
 
 if __name__ == "__main__":
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    # All tools keep the bytecode of their modules, as they do for their users.
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
     main()

@@ -13,12 +13,10 @@ from modelworks.merge.method import PER_MODEL, Method, Params
 from modelworks.merge.selection import keep_largest, keep_middle
 
 if TYPE_CHECKING:
-    from modelworks.merge.method import Combine, Piece, TensorLook
+    from modelworks.merge.method import Change, Combine, Piece, TensorLook
     from modelworks.merge.selection import Keep
 
 _LEAST = 1e-7
-# Elements that are added up together.
-_BLOCK = 1 << 15
 
 
 class ThinningParams(Params):
@@ -74,13 +72,13 @@ def thinning(
 def largest(look: TensorLook, params: ThinningParams, each: Sequence[ThinningParams]) -> Keep:
     """Of each tensor int(density * size) changes, the largest, at least one; of equal ones the first."""
     keep = keep_largest(look, [its.density for its in each])
-    return restore_l1(look, keep) if params.rescale else keep
+    return restore_l1(look, keep, len(each)) if params.rescale else keep
 
 
 def all_but_outliers(look: TensorLook, params: OutlierParams, each: Sequence[OutlierParams]) -> Keep:
     """Of each tensor int(gamma * size) changes, the largest, are dropped, int(density * size) of the next are kept."""
     keep = keep_middle(look, [its.density for its in each], [its.gamma for its in each])
-    return restore_l1(look, keep) if params.rescale else keep
+    return restore_l1(look, keep, len(each)) if params.rescale else keep
 
 
 def join(keep: Keep, params: ThinningParams, each: Sequence[ThinningParams], *, elects: bool) -> Combine:
@@ -156,18 +154,15 @@ def _divisor(rows: Array, weights: Sequence[float]) -> Array:
     return total
 
 
-def restore_l1(look: TensorLook, keep: Keep) -> Keep:
+def restore_l1(look: TensorLook, keep: Keep, models: int) -> Keep:
     """Scale what is kept of each model's changes so that their magnitudes add up to as much as before."""
-    before, after = _Sums(), _Sums()
+    before, after = [0.0] * models, [0.0] * models
     for piece in look.pieces():
         piece.kept = keep(piece)
-        before.add(piece.deltas)
-        after.add(piece.kept)
+        _add_up(piece.changes, before)
+        _add_up([(bare(row), None) for row in piece.kept], after)
     # Where next to nothing was, or is left, there is nothing to restore.
-    factors = [
-        1.0 if was < _LEAST or left < _LEAST else was / left
-        for was, left in zip(before.of_rows(), after.of_rows(), strict=True)
-    ]
+    factors = [1.0 if was < _LEAST or left < _LEAST else was / left for was, left in zip(before, after, strict=True)]
 
     def restored(piece: Piece) -> Array:
         kept, piece.kept = keep(piece) if piece.kept is None else piece.kept, None
@@ -177,31 +172,14 @@ def restore_l1(look: TensorLook, keep: Keep) -> Keep:
     return restored
 
 
-class _Sums:
-    """What the magnitudes of each row add up to, the same in pieces of any size.
+def _add_up(changes: Sequence[Change], totals: list[float]) -> None:
+    """Add the magnitudes of each change to its total, in float64."""
+    import numpy as np
 
-    Sixteen that lie far apart in a block are added up in float32, which is three times faster, the rest in float64.
-    """
-
-    def __init__(self) -> None:
-        self._total: Any = 0.0
-        self._left: Array | None = None  # of a block that the next piece goes on with
-
-    def add(self, rows: Array) -> None:
-        lib, magnitudes = library(rows), abs(rows)
-        if self._left is not None:
-            magnitudes = lib.concatenate([self._left, magnitudes], 1)
-        count = magnitudes.shape[1] // _BLOCK * _BLOCK
-        self._left = magnitudes[:, count:] if count < magnitudes.shape[1] else None
-        blocks, size = magnitudes[:, :count].reshape(len(rows), -1, _BLOCK), _BLOCK
-        while size > _BLOCK // 16:
-            size //= 2
-            blocks[..., :size] += blocks[..., size : 2 * size]
-        self._total = self._total + blocks[..., :size].sum((1, 2), dtype=lib.float64)
-
-    def of_rows(self) -> list[float]:
-        total = self._total
-        if self._left is not None:
-            total = total + self._left.sum(1, dtype=library(self._left).float64)
-        found: list[float] = [] if isinstance(total, float) else total.tolist()
-        return found
+    for place, (values, base) in enumerate(changes):
+        if is_numpy(values):
+            total = np.zeros(1)
+            kernels.call("add_up", values, 0 if base is None else base, len(values), total)
+            totals[place] += float(total[0])
+        else:
+            totals[place] += float(abs(values).double().sum())

@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import hashlib
 from bisect import bisect_left
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
+from typing import TYPE_CHECKING
 
+from modelworks.core import kernels
 from modelworks.merge.arrays import Array, floats, is_numpy, library
+
+if TYPE_CHECKING:
+    from modelworks.merge.method import Change
 
 # Elements that share a key: their counters are never negative, so that shifting one right brings in zeros.
 _RUN = 1 << 31
@@ -34,11 +39,22 @@ class Dice:
         for run, first, length in _runs(start, count):
             here = slice(run * _RUN + first - start, run * _RUN + first - start + length)
             for bound, out, rolls in zip(bounds, below, self._rolls(run, first, length, below), strict=True):
-                if len(bound) > 1 or not is_numpy(rolls):
-                    lib.less(floats(rolls, rolls), bound[here] if len(bound) > 1 else bound, out=out[here])
-                else:
-                    lib.less(rolls, _first_from(float(bound[0])), out=out[here])
+                lib.less(floats(rolls, rolls), bound[here] if len(bound) > 1 else bound, out=out[here])
         return below
+
+    def keep(self, changes: Sequence[Change], shares: Array, start: int, divides: bool, out: Array) -> None:
+        """Copy each change with a chance of its model's share, divided by that if asked to; zeros for the others.
+
+        The same as multiplying by what is `below` shares of (M, 1), in one pass.
+        """
+        for run, first, length in _runs(start, out.shape[1]):
+            here = slice(run * _RUN + first - start, run * _RUN + first - start + length)
+            for model, ((values, base), share, row) in enumerate(zip(changes, shares[:, 0], out, strict=True)):
+                key, second = self._keys(run, model)
+                bound = _first_from(float((share - 0.5) * float(1 << 32)))
+                divisor = int((share.clip(2.0**-32) if divides else share.dtype.type(1)).view("int32"))
+                given = values[here], 0 if base is None else base[here], length, first, key & 0x7FFFFFFF, second
+                kernels.call("drop", *given, bound, divisor, row[here])
 
     def _rolls(self, run: int, first: int, count: int, beside: Array) -> Iterator[Array]:
         """One model after the other, whole numbers from -2^31 to 2^31: lowbias32 (C. Wellons) without its last shift.

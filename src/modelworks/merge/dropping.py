@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import Field
 
 from modelworks.core.errors import Problem
-from modelworks.merge.arrays import Array, library
+from modelworks.merge.arrays import Array, is_numpy, library
 from modelworks.merge.consensus import ThinningParams, restore_l1
 from modelworks.merge.dice import Dice
 from modelworks.merge.method import PER_MODEL
@@ -73,12 +73,16 @@ def _drop(look: TensorLook, params: DroppingParams, models: int, chances: Keep) 
 
     def keep(piece: Piece) -> Array:
         shares = chances(piece)
+        if is_numpy(shares) and shares.shape[1] == 1:
+            room = piece.empty_rows()
+            dice.keep(piece.changes, shares, piece.start, divides, room)
+            return room
         kept = piece.deltas * dice.below(shares, piece.start, piece.deltas.shape[1])
         if divides:  # what has no chance is never kept: 0 / anything
             kept /= library(shares).clip(shares, 2.0**-32, None)
         return kept
 
-    return restore_l1(look, keep) if params.rescale and not divides else keep
+    return restore_l1(look, keep, models) if params.rescale and not divides else keep
 
 
 def _chances(deltas: Tensor, width: int, each: Sequence[RankedParams]) -> Tensor:

@@ -7,7 +7,8 @@ from functools import reduce
 from operator import iadd
 from typing import TYPE_CHECKING, Literal
 
-from modelworks.merge.arrays import Array, library
+from modelworks.core import kernels
+from modelworks.merge.arrays import Array, floats, library
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -61,6 +62,16 @@ def mix(rows: Array, factors: Sequence[Tensor | float]) -> Tensor:
     for row, factor in zip(rows[1:], factors[1:], strict=True):
         total += lib.multiply(row, factor, out=scratch)
     return total
+
+
+def mix_changes(piece: Piece, weights: Sequence[float]) -> Array:
+    """The same of the changes in a piece, (N)."""
+    if piece.stored is None:
+        return mix(piece.deltas, weights)
+    base, rows = piece.stored
+    mixed: Array = library(base).empty(len(base), dtype="float32")
+    kernels.call("mix", rows, base, *rows.shape, floats(weights, base), mixed)
+    return mixed
 
 
 def slerp_factors(cosine: Tensor, t: float, linear: Tensor) -> Tensor:

@@ -12,7 +12,9 @@
 /* Numbers that are computed together; a comparison gives -1 where it is true. */
 enum { WIDE = 16 };
 typedef int32_t whole_numbers __attribute__((ext_vector_type(WIDE)));
+typedef uint32_t unsigned_numbers __attribute__((ext_vector_type(WIDE)));
 typedef float floats __attribute__((ext_vector_type(WIDE)));
+typedef double doubles __attribute__((ext_vector_type(WIDE)));
 typedef uint16_t bfloats __attribute__((ext_vector_type(WIDE)));
 typedef _Bool truths __attribute__((ext_vector_type(WIDE)));
 

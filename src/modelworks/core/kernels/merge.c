@@ -90,6 +90,58 @@ KERNEL(between)(const void *values, const uint16_t *base, int64_t n, int64_t low
     return below;
 }
 
+/* Add to `total` the magnitudes of changes (n). */
+KERNEL(add_up)(const void *values, const uint16_t *base, int64_t n, double *total) {
+    doubles sums = 0;
+    for (int64_t start = 0; start < n; start += WIDE) {
+        const floats changes = n - start < WIDE ? last_changes(values, base, start, n) : changes_at(values, base, start);
+        sums += __builtin_convertvector(as_floats(as_bits(changes) & MAGNITUDE), doubles);
+    }
+    for (int i = 0; i < WIDE; i++) *total += sums[i];
+    return 0;
+}
+
+/* The sum of changes (m, n), each times its weight (m). */
+KERNEL(mix)(const void *values, const uint16_t *base, int64_t m, int64_t n, const float *weights, float *out) {
+    const int64_t row_bytes = n * (base ? sizeof *base : sizeof *out);
+    for (int64_t start = 0; start < n; start += WIDE) {
+        const int64_t left = n - start;
+        floats total = 0;
+        for (int64_t model = 0; model < m; model++) {
+            const void *row = (const char *)values + model * row_bytes;
+            const floats changes = left < WIDE ? last_changes(row, base, start, n) : changes_at(row, base, start);
+            total = model ? total + changes * weights[model] : changes * weights[model];
+        }
+        memcpy(out + start, &total, (left < WIDE ? left : WIDE) * sizeof *out);
+    }
+    return 0;
+}
+
+/* Of changes (n) those that are kept by chance, divided by `share`, the bits of a float32; the others as zeros of their
+   sign. An element is kept if its number, from -2^31 to 2^31, is below `bound`. The numbers are lowbias32 (C. Wellons)
+   without its last shift, of the element's place from `first` on and two keys. */
+KERNEL(drop)(const void *values, const uint16_t *base, int64_t n, int64_t first, int64_t key, int64_t second_key,
+             int64_t bound, int64_t share, float *out) {
+    whole_numbers places;
+    for (int i = 0; i < WIDE; i++) places[i] = i;
+    const int32_t never = bound == INT32_MIN ? 0 : -1, most = (int32_t)(bound - 1);
+    const floats one = 1.0f, divisor = as_floats((whole_numbers)(int32_t)share);
+    for (int64_t start = 0; start < n; start += WIDE) {
+        const int64_t left = n - start;
+        unsigned_numbers rolls = __builtin_bit_cast(unsigned_numbers, places + (int32_t)(first + start));
+        rolls ^= rolls >> 16;
+        rolls ^= (uint32_t)key ^ (uint32_t)key >> 16;
+        rolls = rolls * 0x7FEB352Du + (uint32_t)second_key;
+        rolls ^= rolls >> 15;
+        rolls *= 0x846CA68Bu;
+        const whole_numbers kept = (__builtin_bit_cast(whole_numbers, rolls) <= most) & never;
+        const floats changes = left < WIDE ? last_changes(values, base, start, n) : changes_at(values, base, start);
+        const floats found = changes * as_floats(as_bits(one) & kept) / divisor;
+        memcpy(out + start, &found, (left < WIDE ? left : WIDE) * sizeof *out);
+    }
+    return 0;
+}
+
 INLINE floats elected(const float *rows, int64_t m, int64_t apart, const float *weights, int64_t normalize) {
     floats total = read_floats(rows), sum = 0, divisor = 0;
     for (int64_t model = 1; model < m; model++) total += read_floats(rows + model * apart);

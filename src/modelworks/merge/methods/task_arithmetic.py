@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from pydantic import Field, FiniteFloat
 
-from modelworks.merge.gram import mix
+from modelworks.merge.gram import mix_changes
 from modelworks.merge.method import PER_MODEL, Method, Params, Piece
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ class TaskArithmeticParams(Params):
 def combine(piece: Piece, params: TaskArithmeticParams, each: Sequence[TaskArithmeticParams]) -> Tensor:
     """Sum weighted task vectors: lambda * (w_1 d_1 + ... + w_M d_M) (Ilharco et al. 2023, arXiv:2212.04089)."""
     weights = [its.weight for its in each]
-    total = mix(piece.deltas, weights)
+    total: Tensor = mix_changes(piece, weights)
     if params.normalize and abs(sum(weights)) >= 1e-8:
         total /= sum(weights)
     if params.scaling_coefficient != 1:
