@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-from bisect import bisect_left
 from collections.abc import Iterator, Sequence
-from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from modelworks.core import kernels
-from modelworks.merge.arrays import Array, floats, is_numpy, library
+from modelworks.merge.arrays import Array, floats, library
 
 if TYPE_CHECKING:
     from modelworks.merge.method import Change
@@ -51,10 +49,9 @@ class Dice:
             here = slice(run * _RUN + first - start, run * _RUN + first - start + length)
             for model, ((values, base), share, row) in enumerate(zip(changes, shares[:, 0], out, strict=True)):
                 key, second = self._keys(run, model)
-                bound = _first_from(float((share - 0.5) * float(1 << 32)))
-                divisor = int((share.clip(2.0**-32) if divides else share.dtype.type(1)).view("int32"))
+                numbers = floats([(share - 0.5) * float(1 << 32), max(share, 2.0**-32) if divides else 1.0], out)
                 given = values[here], 0 if base is None else base[here], length, first, key & 0x7FFFFFFF, second
-                kernels.call("drop", *given, bound, divisor, row[here])
+                kernels.call("drop", *given, numbers, row[here])
 
     def _rolls(self, run: int, first: int, count: int, beside: Array) -> Iterator[Array]:
         """One model after the other, whole numbers from -2^31 to 2^31: lowbias32 (C. Wellons) without its last shift.
@@ -70,7 +67,8 @@ class Dice:
             rolls = counters ^ (start ^ start >> 16)  # as if it had been shifted with the key
             rolls *= 0x7FEB352D
             rolls += second
-            rolls ^= _shifted(rolls)
+            # With zeros from the left; whole numbers are shifted with their sign.
+            rolls ^= (rolls >> 15) & 0x1FFFF
             rolls *= 0x846CA68B - (1 << 32)
             yield rolls
 
@@ -81,31 +79,11 @@ class Dice:
         return first, second
 
 
-def _shifted(rolls: Array) -> Array:
-    """By 15 bits to the right, with zeros from the left; torch shifts whole numbers with their sign only."""
-    if is_numpy(rolls):
-        lib = library(rolls)
-        return (rolls.view(lib.uint32) >> 15).view(lib.int32)
-    shifted = rolls >> 15
-    shifted &= 0x1FFFF
-    return shifted
-
-
-@lru_cache
-def _first_from(bound: float) -> int:
-    """The first whole number that is not less than `bound` once it is rounded to float32."""
-    import numpy as np
-
-    return bisect_left(range(-(1 << 31), 1 << 31), bound, key=lambda number: float(np.float32(number))) - (1 << 31)
-
-
 def _runs(start: int, count: int) -> Iterator[tuple[int, int, int]]:
     """Split elements where their keys change: (run, first counter, how many)."""
     stop = start + count
-    while start < stop or not count:
+    while start < stop:
         run, first = divmod(start, _RUN)
         length = min(stop - start, _RUN - first)
         yield run, first, length
         start += length
-        if not count:
-            return

@@ -117,15 +117,14 @@ KERNEL(mix)(const void *values, const uint16_t *base, int64_t m, int64_t n, cons
     return 0;
 }
 
-/* Of changes (n) those that are kept by chance, divided by `share`, the bits of a float32; the others as zeros of their
-   sign. An element is kept if its number, from -2^31 to 2^31, is below `bound`. The numbers are lowbias32 (C. Wellons)
-   without its last shift, of the element's place from `first` on and two keys. */
+/* Of changes (n) those that are kept by chance, divided; the others as zeros of their sign. An element is kept if its
+   number, from -2^31 to 2^31, is below a bound; `numbers` are bound and divisor. The elements' numbers are lowbias32
+   (C. Wellons) without its last shift, of the places from `first` on and two keys. */
 KERNEL(drop)(const void *values, const uint16_t *base, int64_t n, int64_t first, int64_t key, int64_t second_key,
-             int64_t bound, int64_t share, float *out) {
+             const float *numbers, float *out) {
     whole_numbers places;
     for (int i = 0; i < WIDE; i++) places[i] = i;
-    const int32_t never = bound == INT32_MIN ? 0 : -1, most = (int32_t)(bound - 1);
-    const floats one = 1.0f, divisor = as_floats((whole_numbers)(int32_t)share);
+    const floats one = 1.0f, bound = numbers[0], divisor = numbers[1];
     for (int64_t start = 0; start < n; start += WIDE) {
         const int64_t left = n - start;
         unsigned_numbers rolls = __builtin_bit_cast(unsigned_numbers, places + (int32_t)(first + start));
@@ -134,7 +133,7 @@ KERNEL(drop)(const void *values, const uint16_t *base, int64_t n, int64_t first,
         rolls = rolls * 0x7FEB352Du + (uint32_t)second_key;
         rolls ^= rolls >> 15;
         rolls *= 0x846CA68Bu;
-        const whole_numbers kept = (__builtin_bit_cast(whole_numbers, rolls) <= most) & never;
+        const whole_numbers kept = __builtin_convertvector(__builtin_bit_cast(whole_numbers, rolls), floats) < bound;
         const floats changes = left < WIDE ? last_changes(values, base, start, n) : changes_at(values, base, start);
         const floats found = changes * as_floats(as_bits(one) & kept) / divisor;
         memcpy(out + start, &found, (left < WIDE ? left : WIDE) * sizeof *out);
