@@ -43,6 +43,8 @@ PEERS = {
     part: {"TRL, defaults": {}, "TRL, tuned, bfloat16": tuned | BFLOAT16, "TRL, tuned, float32": tuned | FLOAT32}
     for part, tuned in TUNED.items()
 }
+# The preferences with the shortest prompts; none of them is held out.
+TWO = "two-pairs"
 PARTS = ("sft", "dpo", "strategies", "answers")
 SHORT = {"max_new_tokens": 24, "num_generations": 8, "eval_samples": 4, "reward_steps": 8}
 # strategy: dataset, what it is told, its own metric, and +1 if that is to rise.
@@ -61,10 +63,10 @@ LEARNS: dict[str, tuple[str, dict[str, Any], str, int]] = {
     ),
     "reward": ("pairs", {"learning_rate": 5e-4} | SHORT_PAIRS, "margin", 1),
     # Not the reward that it learns from, which falls by the price of leaving where it began. Rewards differ more from
-    # prompt to prompt than by what is learnt, so each third of the steps has the same sixteen prompts.
+    # prompt to prompt than by what is learnt, so every step has the same two.
     "rlhf": (
-        "few-pairs",
-        {"learning_rate": 3e-4, "per_device_train_batch_size": 16, "params": SHORT} | SHORT_PAIRS,
+        TWO,
+        {"learning_rate": 5e-4, "per_device_train_batch_size": 16, "params": SHORT} | SHORT_PAIRS,
         "rewards/reward_model/mean",
         1,
     ),
@@ -144,7 +146,7 @@ def prepare(work: Path) -> None:
     rows = {
         "rows": given["rows"],
         "pairs": [as_pair(row) for row in given["pairs"]],
-        "few-pairs": [as_pair(row) for row in given["pairs"][:16]],
+        TWO: sorted(map(as_pair, given["pairs"]), key=lambda pair: len(str(pair["prompt"])))[:2],
         "rated": [rated for row in given["pairs"] for rated in as_rated(as_pair(row))],
         "plain": [{"text": row["output"]} for row in given["rows"]],
     }
@@ -154,7 +156,7 @@ def prepare(work: Path) -> None:
         except NotFound:
             converted = work / f"{name}.jsonl"
             converted.write_text("".join(f"{json.dumps(row)}\n" for row in these))
-            app.services.catalog.upload(converted, ImportSpec(name=name))
+            app.services.catalog.upload(converted, ImportSpec(name=name, validation_share=0 if name == TWO else 0.1))
     app.close()
 
 

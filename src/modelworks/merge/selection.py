@@ -1,4 +1,4 @@
-"""The largest changes of a tensor, exactly that many: found by counting bit patterns, without sorting or holding it."""
+"""The largest changes of a tensor, exactly that many: found near those of a sample, without sorting or holding it."""
 
 from __future__ import annotations
 
