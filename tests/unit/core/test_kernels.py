@@ -45,7 +45,7 @@ def test_every_generation_of_processors_gets_the_same_bits(size: int, models: in
         outs = [np.zeros(size, np.float32) for _ in range(5)]
         short, found = np.zeros(size, np.uint16), np.zeros(1, np.int64)
         patterns, places, total = np.zeros(size, np.int32), np.zeros(size, np.int64), np.zeros(1)
-        for name, *arguments in [
+        calls: list[tuple[Any, ...]] = [
             ("shrink", values[0], under, 0x3D000000, outs[0], size),
             ("mix", values, under, models, size, weights, outs[1]),
             ("drop", values[0], under, size, 5, 0x1234567, -0x7654321, numbers, outs[2]),
@@ -55,12 +55,14 @@ def test_every_generation_of_processors_gets_the_same_bits(size: int, models: in
             ("narrow", outs[4], short, size),
             ("add_up", values[0], under, size, total),
             ("between", values[0], under, size, 0x3C000000, 0x3D800000, 7, patterns, places, found, size),
-        ]:
+        ]
+        for name, *arguments in calls:
             kernels._kernel.cache_clear()
             with pytest.MonkeyPatch.context() as patch:
                 patch.setattr(kernels, "_level", lambda level=level: level)
                 kernels.call(name, *arguments)
-        made.append([each.tobytes() for each in (*outs, short, patterns, places, found, total)])
+        results: list[Any] = [*outs, short, patterns, places, found, total]
+        made.append([each.tobytes() for each in results])
     kernels._kernel.cache_clear()
 
     assert all(each == made[0] for each in made)
