@@ -34,7 +34,7 @@ def execute(order: RunOrder, job: JobContext) -> JsonObject:
         try:
             job.metric(step, loss=1.0 / step)
         finally:
-            mark.write_text(str(step))
+            _replace(mark, str(step))
         if spec.get("die_at") == step:
             os.kill(os.getpid(), signal.SIGKILL)
     if spec.get("fill_disk") and first == 1:
@@ -47,6 +47,13 @@ def execute(order: RunOrder, job: JobContext) -> JsonObject:
         facts: JsonObject = {"format": "text", "columns": ["text"], "train_rows": 1, "validation_rows": 0}
         job.publish(Draft(kind=ArtifactKind.DATASET, name=str(spec["publish"]), folder=folder, facts=facts))
     return {"first_step": first}
+
+
+def _replace(path: Path, text: str) -> None:
+    """Whole or not at all: whoever kills this process may do so at any moment."""
+    partial = path.with_suffix(".partial")
+    partial.write_text(text)
+    partial.rename(path)
 
 
 if __name__ == "__main__":

@@ -227,14 +227,12 @@ def test_a_run_on_a_full_disk_is_paused_with_the_reason_and_goes_on_when_resumed
 
 def test_pauses_are_not_counted_as_deaths(database: Database, make_worker: Callable[[], Worker]) -> None:
     worker = make_worker()
-    job = submit(database, steps=300)
+    job = submit(database, steps=300, die_at=300)
     for _pause in range(3):  # as many as a job may die
         is_running(worker, database, job, steps=len(steps_told(database, job)))
         queue.request_pause(database, job.id)
         work_until(worker, paused(database, job))
         queue.resume(database, job.id)
-    is_running(worker, database, job, steps=len(steps_told(database, job)))
-    os.kill(runner_pid(worker, job), signal.SIGKILL)
 
     work_until(worker, is_final(database, job))
 
