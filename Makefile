@@ -69,5 +69,5 @@ docs: setup ## Write docs/reference from the code
 	$(BIN)/python docs/generate.py
 
 clean: ## Remove what was built here, the demo's workspace included
-	rm -rf .venv .demo .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
+	rm -rf .venv .demo src/modelworks/core/kernels/library.so .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -17,20 +17,19 @@ COMPILER = [sys.executable, "-m", "ziglang", "cc"]
 # A product and a sum are never one operation, so that every processor and a GPU give the same bits.
 OPTIONS = ["-O3", "-std=c11", "-fPIC", "-fno-strict-aliasing", "-fno-sanitize=all", "-ffp-contract=off", "-Wall",
            "-Werror"]  # fmt: skip
-# The generations of processors that have kernels of their own, by what `level.c` tells of the one at hand. (With
-# AVX-512, x86_64_v4, they were slower.)
-LEVELS = {1: "x86_64", 3: "x86_64_v3"}
+# The generations of processors that have kernels of their own, by what `level.c` tells of the one at hand.
+LEVELS = {1: ["-mcpu=x86_64"], 3: ["-mcpu=x86_64_v3"], 4: ["-mcpu=x86_64_v4", "-mprefer-vector-width=512"]}
 
 
 class KernelsHook(BuildHookInterface):  # type: ignore[type-arg] # hatchling's own
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:  # noqa: ARG002  hatchling's signature
-        levels = LEVELS if platform.machine().lower() in {"x86_64", "amd64"} else {1: "baseline"}
+        levels = LEVELS if platform.machine().lower() in {"x86_64", "amd64"} else {1: ["-mcpu=baseline"]}
         with tempfile.TemporaryDirectory() as folder:
             objects = []
             for source in sorted(KERNELS.glob("*.c")):
-                for level, processor in levels.items():
+                for level, target in levels.items():
                     objects.append(f"{folder}/{source.stem}_{level}.o")
-                    options = [*OPTIONS, f"-mcpu={processor}", f"-DLEVEL={level}", "-c", "-o", objects[-1]]
+                    options = [*OPTIONS, *target, f"-DLEVEL={level}", "-c", "-o", objects[-1]]
                     subprocess.run([*COMPILER, *options, str(source)], check=True)
             subprocess.run([*COMPILER, "-shared", "-s", "-o", f"{folder}/library", *objects], check=True)
             partial = LIBRARY.with_suffix(".partial")

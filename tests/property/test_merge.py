@@ -21,7 +21,6 @@ from modelworks.merge.memory import MemorySink
 from modelworks.merge.method import methods
 from modelworks.merge.plan import make_plan
 from modelworks.merge.spec import MergeSpec
-from modelworks.weights.reader import DTYPES
 from recipes import OF_ADAPTERS, RECIPES, Law
 from tiny import tiny_adapter, tiny_llama
 
@@ -30,18 +29,6 @@ Tensors = dict[str, torch.Tensor]
 ODD = {"odd.long": (1500,), "odd.empty": (0,), "odd.empty_rows": (0, 16), "odd.one": (1,), "odd.number": ()}
 EXPERTS = ("one", "two", "three")
 ONE_BY_ONE = Pace(workers=1)
-
-
-class SharedSink(MemorySink):
-    """In memory that forks write to as well."""
-
-    shared = True
-
-    def write(self, name: str, tensor: Any, start: int) -> None:
-        if isinstance(tensor, memoryview) and tensor.nbytes:
-            tensor = torch.frombuffer(tensor, dtype=torch.uint8).view(self._flat[name].dtype)
-        if not isinstance(tensor, memoryview):
-            super().write(name, tensor, start)
 
 
 @dataclass(frozen=True)
@@ -59,14 +46,9 @@ class Shelf:
         plan = make_plan(
             MergeSpec.model_validate(body | {"exclude_param_names_regex": RECIPES[method].exclude}), self.inputs
         )
-        results = {
-            step.output.name: torch.zeros(
-                step.output.shape, dtype=getattr(torch, DTYPES[step.output.dtype][0])
-            ).share_memory_()  # type: ignore[no-untyped-call]  # of torch
-            for step in plan.steps
-        }
-        merge(plan, SharedSink(results), self.job, pace)
-        return results
+        sink = MemorySink([step.output for step in plan.steps])
+        merge(plan, sink, self.job, pace)
+        return sink.tensors()
 
     def stored(self, name: str) -> Tensors:
         tensors: Tensors = load_file(self.inputs[name].path / "model.safetensors")

@@ -15,7 +15,6 @@ from modelworks.store.catalog import from_json
 from modelworks.weights.loading import choose_device
 
 if TYPE_CHECKING:
-    import torch
     from torch import Tensor
 
 
@@ -27,8 +26,8 @@ class _Unwatched:
     def progress(self, done: float, total: float, unit: str, **facts: str | float) -> None: ...
 
 
-def make(recipe: Mapping[str, Any], dtype: torch.dtype, device: torch.device) -> tuple[dict[str, Tensor], JsonObject]:
-    """Merge into fresh tensors of an engine's dtype.
+def make(recipe: Mapping[str, Any]) -> tuple[dict[str, Tensor], JsonObject]:
+    """Merge into fresh tensors.
 
     Args:
         recipe: `spec`, a MergeSpec, and `inputs`, what its names mean.
@@ -36,13 +35,11 @@ def make(recipe: Mapping[str, Any], dtype: torch.dtype, device: torch.device) ->
     Raises:
         Invalid: the models do not fit together any more, or the result is not finite.
     """
-    import torch
-
     spec = MergeSpec.model_validate(recipe["spec"])
     plan = make_plan(spec, {name: from_json(body) for name, body in recipe["inputs"].items()})
-    tensors = {step.output.name: torch.empty(step.output.shape, dtype=dtype, device=device) for step in plan.steps}
-    findings = merge(plan, MemorySink(tensors), _Unwatched(), Pace(choose_device(spec.device), report=spec.report))
-    return tensors, {"tensors_merged": sum(step.merged for step in plan.steps), **findings.as_json()}
+    sink = MemorySink([step.output for step in plan.steps])
+    findings = merge(plan, sink, _Unwatched(), Pace(choose_device(spec.device), report=spec.report))
+    return sink.tensors(), {"tensors_merged": sum(step.merged for step in plan.steps), **findings.as_json()}
 
 
 if __name__ == "__main__":

@@ -26,16 +26,12 @@ LARGEST_KEPT_BYTES = 32 << 20
 
 
 class Sink(Protocol):
-    """Where the result goes: files, or the memory of a model that is being served."""
-
-    @property
-    def shared(self) -> bool:
-        """Whether what a fork of this process writes is there for all."""
+    """Where the result goes: files, or memory."""
 
     def write(self, name: str, tensor: Any, start: int) -> None:
-        """Take contiguous elements of the planned dtype, from element `start` on: a tensor or, if shared, their bytes.
+        """Take contiguous elements of the planned dtype, from element `start` on: a CPU tensor, or their bytes.
 
-        Called from several processes if shared.
+        Called from several processes, forks of the one that asks for the result.
         """
 
 
@@ -84,9 +80,9 @@ def merge(
         watch.progress(done, plan.size_bytes, "bytes", stage="merging", tensor=step.output.name)
         each_tensor(step.output.name)
 
-    with one_thread(needs_torch(plan, pace.device) or not sink.shared), ExitStack() as stack:
+    with one_thread(needs_torch(plan, pace.device)), ExitStack() as stack:
         engine.open(stack)
-        share_out(worker_count(pace, plan, sink), steps, engine.run, take, watch.check)
+        share_out(worker_count(pace, plan), steps, engine.run, take, watch.check)
     return engine.findings
 
 
@@ -118,13 +114,8 @@ class _Engine:
                 made = self._merged(step, look.last(start, stop), combine)
             else:
                 made = self._pieces.copied(step, start, stop)
-            self.sink.write(step.output.name, self._given(step, made), start)
+            self.sink.write(step.output.name, made.data.cast("B") if is_numpy(made) else made, start)
         return self.findings.seen(step.output.name)
-
-    def _given(self, step: Step, made: Array) -> Any:
-        if not is_numpy(made):
-            return made
-        return made.data.cast("B") if self.sink.shared else as_tensor(made, step.output.dtype)
 
     def _merged(self, step: Step, piece: Piece, combine: Combine) -> Array:
         merged = combine(piece)
@@ -164,8 +155,8 @@ class _Engine:
         raise Invalid(str(problem), problems=(problem,))
 
 
-def worker_count(pace: Pace, plan: Plan, sink: Sink | None = None) -> int:
-    if pace.device == "cuda" or (sink is not None and not sink.shared):
+def worker_count(pace: Pace, plan: Plan) -> int:
+    if pace.device == "cuda":
         return 1
     return pace.workers or (min(cores(), MOST_WORKERS) if plan.size_bytes >= SHARED_BYTES else 1)
 

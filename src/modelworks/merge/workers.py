@@ -100,10 +100,11 @@ def _work(pipe: Connection, following: Any, items: Sequence[W], work: Callable[[
             place = following.value
             following.value += 1
         if place >= len(items):
-            return
+            break
         try:
             found = work(items[place])
         except Exception as error:  # noqa: BLE001  raised again in the parent
             pipe.send((place, error))
-            return
+            break
         pipe.send((place, found))
+    os._exit(0)  # without Python's own end, which would wait for threads that a fork does not have

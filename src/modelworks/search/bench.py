@@ -66,7 +66,10 @@ class Bench:
         """
         plan = make_plan(recipe, self._job.inputs)
         steps = tuple(step for step in plan.steps if step.output.name in self._tensors)
-        merge(replace(plan, steps=steps), MemorySink(self._tensors), self._watch, self._pace)
+        sink = MemorySink([step.output for step in steps])
+        merge(replace(plan, steps=steps), sink, self._watch, self._pace)
+        for name, tensor in sink.tensors().items():
+            self._tensors[name].detach().copy_(tensor)
 
     def measure(self, half: Half, tell: Callable[[float], None]) -> dict[str, dict[str, float]]:
         """Numbers by dataset and column; `tell` hears the share done."""

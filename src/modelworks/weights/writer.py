@@ -43,10 +43,6 @@ class CheckpointWriter:
     The folder is a staging folder: publishing it whole is what makes the result appear at once.
     """
 
-    @property
-    def shared(self) -> bool:
-        return True
-
     def __init__(
         self, folder: Path, plan: Sequence[Planned], max_shard_bytes: int = MAX_SHARD_BYTES, *, again: bool = False
     ) -> None:
@@ -77,7 +73,7 @@ class CheckpointWriter:
         """Write contiguous CPU elements of the planned dtype, or their bytes, beginning at element `start`."""
         handle, offset = self._places[name]
         width = DTYPES[self._plan[name].dtype][1]
-        view = tensor if isinstance(tensor, memoryview) else _bytes_of(tensor)
+        view = tensor if isinstance(tensor, memoryview) else bytes_of(tensor)
         position = offset + start * width
         while view:
             count = os.pwrite(handle, view, position)
@@ -116,7 +112,8 @@ class CheckpointWriter:
         self.close()
 
 
-def _bytes_of(tensor: torch.Tensor) -> memoryview:
+def bytes_of(tensor: torch.Tensor) -> memoryview:
+    """A CPU tensor as a file has it."""
     import torch
 
     return tensor.contiguous().view(-1).view(torch.uint8).numpy().data

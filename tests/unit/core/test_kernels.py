@@ -6,11 +6,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from modelworks.core import kernels
 from modelworks.core.errors import Unavailable
+from modelworks.serve.native.narrow import find_team
 
 SIZES = st.integers(0, 70)
 
@@ -93,3 +95,68 @@ def test_without_the_compiled_library_it_says_what_to_do(
 
     with pytest.raises(Unavailable, match="install Modelworks again"):
         kernels.call("widen", np.zeros(4, np.uint16), np.zeros(4, np.float32), 4)
+
+
+@pytest.mark.skipif(not Path("/proc/cpuinfo").exists(), reason="nowhere to read what the processor can do")
+def test_the_newest_generation_is_found() -> None:
+    flags = set(Path("/proc/cpuinfo").read_text().partition("flags")[2].partition("\n")[0].split())
+    third = {"avx", "avx2", "bmi1", "bmi2", "f16c", "fma", "abm", "movbe"}
+    fourth = third | {"avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl"}
+
+    assert kernels._level() == (4 if fourth <= flags else 3 if third <= flags else 1)
+
+
+@pytest.mark.skipif(not kernels.has("multiply"), reason="no kernel for float16 on this processor")
+@settings(deadline=None)
+@given(
+    rows=st.integers(1, 40), outer=st.integers(1, 130), inner=st.integers(1, 40), seed=st.integers(0, 9),
+    start=st.sampled_from(["nothing", "bias", "rows"]), threads=st.sampled_from([1, 2, 3]),
+)  # fmt: skip
+def test_a_product_is_that_of_float16_weights_and_the_same_for_a_row_alone(
+    rows: int, outer: int, inner: int, seed: int, start: str, threads: int
+) -> None:
+    dice = np.random.default_rng(seed)
+    weight = dice.normal(size=(outer, inner)).astype(np.float16).astype(np.float32)
+    x = dice.normal(size=(rows, inner)).astype(np.float32)
+    added = {"nothing": None, "bias": dice.normal(size=outer), "rows": dice.normal(size=(rows, outer))}[start]
+    added = None if added is None else added.astype(np.float32)
+    panels = np.zeros((-(-outer // 16), inner, 16), np.float16)
+    made: dict[int, list[Any]] = {}
+
+    for level in kernels._levels("multiply"):
+        kernels._kernel.cache_clear()
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(kernels, "_level", lambda level=level: level)
+            find_team.__wrapped__()
+            torch.set_num_threads(threads)
+            assert kernels.call("pack", weight, panels, outer, inner) == 0
+            whole, alone = np.empty((rows, outer), np.float32), np.empty((rows, outer), np.float32)
+            step = outer if start == "rows" else 0
+            kernels.call("multiply", x, panels, 0 if added is None else added, whole, rows, outer, inner, step)
+            for row in range(rows):
+                own = 0 if added is None else np.ascontiguousarray(added[row] if start == "rows" else added)
+                kernels.call("multiply", x[row].copy(), panels, own, alone[row], 1, outer, inner, step)
+            made[level] = [whole, alone]
+    kernels._kernel.cache_clear()
+    torch.set_num_threads(1)
+
+    exact = x.astype(np.float64) @ weight.T.astype(np.float64) + (0 if added is None else added)
+    first = made[max(made)][0]
+    np.testing.assert_allclose(first, exact, atol=1e-4)
+    assert all(np.array_equal(first, each) for both in made.values() for each in both)
+
+
+@pytest.mark.skipif(not kernels.has("pack"), reason="no kernel for float16 on this processor")
+@pytest.mark.parametrize(
+    ("value", "is_held"),
+    [(65504.0, True), (65536.0, False), (2**-24, True), (2**-26, True), (2**-24 * 1.75, True), (1 + 2**-11, False),
+     (np.nan, False), (np.inf, False)],
+)  # fmt: skip
+def test_a_weight_that_float16_does_not_hold_is_noticed(value: float, is_held: bool) -> None:
+    find_team()
+    weight = np.zeros((33, 21), np.float32)
+    weight[32, 20] = value
+
+    wrong = kernels.call("pack", weight, np.zeros((3, 21, 16), np.float16), 33, 21)
+
+    assert bool(wrong) is not is_held

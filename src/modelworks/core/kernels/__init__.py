@@ -30,6 +30,11 @@ def call(name: str, *arguments: np.ndarray[Any, Any] | int) -> int:
     return found
 
 
+def has(name: str) -> bool:
+    """Whether there is a kernel of that name for this processor."""
+    return bool(_levels(name))
+
+
 def _given(argument: np.ndarray[Any, Any] | int) -> int:
     if isinstance(argument, int):
         return argument
@@ -43,11 +48,17 @@ def _given(argument: np.ndarray[Any, Any] | int) -> int:
 @cache
 def _kernel(name: str, count: int) -> Any:
     try:
-        kernel = _library()[f"{name}_{_level()}"]
+        level = max(_levels(name))
     except OSError as error:
         raise Unavailable(f"the kernels are not compiled ({error}); install Modelworks again: pip install .") from None
+    kernel = _library()[f"{name}_{level}"]
     kernel.restype, kernel.argtypes = ctypes.c_int64, (ctypes.c_int64,) * count
     return kernel
+
+
+def _levels(name: str) -> list[int]:
+    """The generations of processors up to this one that a kernel is compiled for."""
+    return [level for level in range(1, _level() + 1) if hasattr(_library(), f"{name}_{level}")]
 
 
 @cache

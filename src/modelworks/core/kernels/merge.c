@@ -3,6 +3,9 @@
 
 #include "kernels.h"
 
+/* With AVX-512 they were slower. */
+#if LEVEL < 4
+
 #define MAGNITUDE 0x7FFFFFFF
 /* From this magnitude on bfloat16 has no finite number. */
 #define FINITE_AS_BFLOAT16 0x7F7F8000
@@ -168,3 +171,5 @@ KERNEL(elect)(const float *rows, int64_t m, int64_t n, const float *weights, int
     memcpy(out + start, &last, (n - start) * sizeof *out);
     return 0;
 }
+
+#endif

@@ -152,15 +152,16 @@ def _load_layer(source: Source, shape: Shape, index: int, kept: Keep) -> Layer:
 class MemorySource:
     """Tensors that are in memory already; each is given up as it is taken, so that its room is free again."""
 
-    def __init__(self, tensors: dict[str, Tensor]) -> None:
-        self._tensors = tensors
+    def __init__(self, tensors: dict[str, Tensor], dtype: torch.dtype, device: torch.device) -> None:
+        self._tensors, self._dtype, self._device = tensors, dtype, device
 
     def __contains__(self, name: str) -> bool:
         return name in self._tensors
 
     def take(self, name: str, shape: tuple[int, ...]) -> Tensor:
         tensor = self._tensors.pop(name, None)
-        return _fitting("the merged model", name, tensor, shape)
+        # A copy: they may all lie in one memory, which is free when none of them is in use.
+        return _fitting("the merged model", name, tensor, shape).to(self._device, self._dtype, copy=True)
 
 
 class FolderSource:

@@ -32,8 +32,8 @@ TOKENS_PER_STEP = 256
 KEEP_PREFIXES_SECONDS = 300.0
 
 LoopOrder: TypeAlias = Answer | Cancel | AddAdapter | RemoveAdapter | AskStats | SetThreads | Remake
-# From a recipe to weights by their names in a checkpoint, of that dtype and on that device, and what was found.
-Make: TypeAlias = Callable[[JsonObject, torch.dtype, torch.device], tuple[dict[str, Tensor], JsonObject]]
+# From a recipe to weights by their names in a checkpoint, and what was found.
+Make: TypeAlias = Callable[[JsonObject], tuple[dict[str, Tensor], JsonObject]]
 
 
 @dataclass
@@ -213,7 +213,7 @@ class Loop:
         try:
             if self.make is None:
                 raise Unsupported(f"the engine of {self.model.name} serves a checkpoint; it makes none from a recipe")
-            tensors, told = self.make(order.recipe, self._runner.dtype, self._runner.device)
+            tensors, told = self.make(order.recipe)
             self._runner.change_weights(tensors)
             self._forget()
         except ModelworksError as error:

@@ -2,34 +2,52 @@
 
 from __future__ import annotations
 
+import ctypes
+from functools import cache
+from glob import glob
+
 import torch
 from torch import Tensor
 
+from modelworks.core import kernels
 from modelworks.serve.native.checkpoint import Linear
 
 # More rows than these are computed by making weights whole, a piece at a time, for oneDNN's product.
 FEW_ROWS = 32
 _PIECE = 1 << 21
-# The operation itself: on the way to it torch looks through every argument, at a tenth of what a token takes.
-_HALF_PRODUCT = torch.ops.quantized.linear_dynamic_fp16._op
-# Half of what lies between the smallest numbers of float16.
-_NOTHING = 2.0**-25
+# As many outputs lie side by side in memory.
+_PANEL = 16
 
 
 class HalfLinear(Linear):
-    """As Linear, in float32 from weights of float16: FBGEMM widens them as it multiplies, and is faster for it."""
+    """As Linear, in float32 from weights of float16, which are widened as they are multiplied: see product.c."""
 
     def __init__(self, weight: Tensor, bias: Tensor | None = None) -> None:
         self.bias = bias
-        self.weight = torch.ops.quantized.linear_prepack_fp16(weight.contiguous(), bias)
+        self._outer, self._inner = weight.shape
+        self.weight = torch.empty((-(-self._outer // _PANEL), self._inner, _PANEL), dtype=torch.float16)
+        self._panels = self.weight.data_ptr()
+        source = weight.contiguous()
+        # Whether every weight is what it was.
+        self.exact = not kernels.call("pack", source.data_ptr(), self._panels, self._outer, self._inner)
 
     def __call__(self, x: Tensor) -> Tensor:
-        product: Tensor = _HALF_PRODUCT(x, self.weight)
-        return product
+        return self._product(x) if self.bias is None else self._product(x, self.bias, 0)
+
+    def plus(self, x: Tensor, other: Tensor) -> Tensor:
+        total = self._product(x, other.contiguous(), self._outer)
+        return total if self.bias is None else total.add_(self.bias)
 
     def whole(self) -> Tensor:
-        weight: Tensor = torch.ops.quantized.linear_unpack_fp16(self.weight)[0]
-        return weight
+        return self.weight.transpose(1, 2).reshape(-1, self._inner)[: self._outer].float()
+
+    def _product(self, x: Tensor, start: Tensor | None = None, start_step: int = 0) -> Tensor:
+        rows, made = x.contiguous(), torch.empty((len(x), self._outer))
+        added = 0 if start is None else start.data_ptr()
+        kernels.call(
+            "multiply", rows.data_ptr(), self._panels, added, made.data_ptr(), len(x), self._outer, self._inner, start_step
+        )  # fmt: skip
+        return made
 
 
 class Int8Linear(Linear):
@@ -65,10 +83,22 @@ class Int8Linear(Linear):
 
 def keep_exact(weight: Tensor, bias: Tensor | None = None) -> Linear:
     """In float16 where that holds every weight, as of a checkpoint in 16 bits; else as it is."""
-    if torch.backends.quantized.engine not in {"x86", "fbgemm"}:
+    if not find_team():
         return Linear(weight, bias)
-    off = max(float((part.half().float() - part).abs().max()) for part in torch.split(weight, 4096))
-    return HalfLinear(weight, bias) if off <= _NOTHING else Linear(weight, bias)
+    kept = HalfLinear(weight, bias)
+    return kept if kept.exact else Linear(weight, bias)
+
+
+@cache
+def find_team() -> bool:
+    """Tell the kernels for float16 of the threads that torch computes with; False if there are no such kernels here."""
+    found = glob(f"{torch.__path__[0]}/lib/libgomp*")
+    if not (found and kernels.has("multiply")):
+        return False
+    openmp = ctypes.CDLL(found[0])
+    functions = (openmp.GOMP_parallel, openmp.omp_get_thread_num, openmp.omp_get_num_threads)
+    kernels.call("team", *(ctypes.cast(each, ctypes.c_void_p).value or 0 for each in functions))
+    return True
 
 
 def _times(x: Tensor, weight: Tensor) -> Tensor:

@@ -50,12 +50,12 @@ class Runner:
         """Compute with other weights from now on; what the cache holds must not be of use any more.
 
         Args:
-            tensors: by their names in a checkpoint, on this device and in this dtype; they are taken out.
+            tensors: by their names in a checkpoint; they are taken out.
 
         Raises:
             Invalid: one is missing or has another shape; the weights stay as they were.
         """
-        self._weights = load_weights(MemorySource(tensors), self._shape, self._weights.kept)
+        self._weights = load_weights(MemorySource(tensors, self.dtype, self.device), self._shape, self._weights.kept)
         self._adapters.rebase(self._weights)
 
     @torch.inference_mode()

@@ -36,11 +36,8 @@ class Bench:
     def tell(self, reports: Sequence[tuple[str, Report]]) -> None:
         self.told += reports
 
-    def make(
-        self, recipe: JsonObject, dtype: torch.dtype, device: torch.device
-    ) -> tuple[dict[str, Tensor], JsonObject]:
+    def make(self, recipe: JsonObject) -> tuple[dict[str, Tensor], JsonObject]:
         tensors = load_file(self.folders[str(recipe["of"])] / "model.safetensors")
-        tensors = {name: tensor.to(device, dtype) for name, tensor in tensors.items()}
         if recipe.get("damaged"):
             del tensors["model.layers.1.mlp.up_proj.weight"]
         return tensors, {"made": recipe["of"]}
