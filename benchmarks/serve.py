@@ -31,7 +31,7 @@ BIN = Path(sys.executable).parent
 BASE, TOKENS, ADAPTERS, SLOTS = "smollm2-135m", 128, 8, 32
 ENDS = (0, 2)  # of this model; answers go on behind them, so that all engines write as much
 CORES = psutil.cpu_count(logical=False) or 1
-PEERS = ("transformers", "llama.cpp", "llama.cpp f16", "openvino", "vllm")
+PEERS = ("transformers", "llama.cpp", "llama.cpp f16", "llama.cpp bf16", "openvino", "vllm")
 PARTS = ("modelworks", "engine alone", "adapters", "engine openvino", "prefix")
 PACKAGES = {
     "llama.cpp": ("xllamacpp",),
@@ -459,7 +459,7 @@ class Bench:
             command += ["vllm.entrypoints.openai.api_server", "--model", self.base, "--port", port]
             command += ["--max-num-seqs", str(SLOTS), "--max-model-len", "2048", "--dtype", self.dtype]
             return self.server(command, lambda line: f"http://127.0.0.1:{port}" if "startup complete" in line else None)
-        kind = "F16" if tool.endswith("f16") else {"float32": "F32", "bfloat16": "BF16"}[self.dtype]
+        kind = tool.partition(" ")[2].upper() or {"float32": "F32", "bfloat16": "BF16"}[self.dtype]
         command = [str(self.venv("llama.cpp") / "python"), "-c", LLAMA, self._gguf(kind), str(CORES), port]
         return self.server(command, lambda line: line.strip() if line.startswith("http") else None)
 

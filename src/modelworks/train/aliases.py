@@ -22,6 +22,7 @@ ALIASES: Mapping[str, tuple[str, ...]] = {
     "tuning": ("finetuning_type",),
     "report_to": ("logging_to",),
     "parallel": ("fsdp",),
+    "use_liger_kernel": ("enable_liger_kernel",),
 }
 # Null, and the -1 of some, leave these to us.
 LEFT_TO_US = ("num_train_epochs", "per_device_train_batch_size", "max_length", "learning_rate")

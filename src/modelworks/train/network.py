@@ -8,6 +8,7 @@ from typing import Any
 from modelworks.core.context import JobContext
 from modelworks.core.errors import Invalid
 from modelworks.train.fast_layers import quicken
+from modelworks.train.on_gpu import hasten
 from modelworks.train.plan import Provider, provider_on
 from modelworks.train.spec import TrainSpec
 from modelworks.train.strategy import Setup
@@ -31,6 +32,7 @@ def build_network(setup: Setup, quantization: Quantization | None = None) -> Any
     network = load_network(setup.model.path, setup.dtype, setup.device, quantization)
     set_seed(setup.spec.seed)
     if setup.spec.tuning == "full":
+        hasten(network, setup.spec)
         return network
     if setup.start is not None:
         return _go_on_from(network, setup.start.path, setup)
@@ -73,6 +75,7 @@ def _go_on_from(network: Any, adapter: Path, setup: Setup) -> Any:
 
 
 def _quicken(adapted: Any, spec: TrainSpec) -> None:
+    hasten(adapted, spec)
     # A GPU has the library's own ways; and processes that divide the weights hand them out layer by layer.
     if adapted.device.type == "cpu" and (spec.num_processes == 1 or spec.parallel == "ddp"):
         quicken(adapted)

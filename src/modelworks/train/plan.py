@@ -19,6 +19,7 @@ from modelworks.data.render import ChatTemplate
 from modelworks.train.cutting import cut_problems
 from modelworks.train.footprint import device_of, least_memory
 from modelworks.train.microbatches import memory_bytes
+from modelworks.train.on_gpu import check_on_gpu
 from modelworks.train.reporting import missing_packages
 from modelworks.train.sharding import check_sharding
 from modelworks.train.spec import TrainSpec
@@ -152,6 +153,7 @@ def _problems(spec: TrainSpec, inputs: Mapping[str, AnyArtifact]) -> Iterator[Pr
     yield from _memory_problems(spec, model)
     yield from _watching_problems(spec, dataset)
     yield from _process_problems(spec)
+    yield from check_on_gpu(spec)
     if spec.warmup_steps >= 1 and spec.warmup_steps != int(spec.warmup_steps):
         yield Problem("warmup_steps", f"{spec.warmup_steps} is no whole number of steps", "below 1 it is a share")
 
@@ -192,7 +194,8 @@ def _lora_problems(spec: TrainSpec, inputs: Mapping[str, AnyArtifact]) -> Iterat
     changed = [
         field
         for field in sorted(spec.model_fields_set)
-        if field.startswith(("lora_", "use_")) and getattr(spec, field) != TrainSpec.model_fields[field].default
+        if field.startswith(("lora_", "use_dora", "use_rslora"))
+        and getattr(spec, field) != TrainSpec.model_fields[field].default
     ]
     if spec.tuning == "full":
         if changed:

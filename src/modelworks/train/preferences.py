@@ -8,7 +8,8 @@ from typing import Any
 from modelworks.core.nouns import JsonObject
 from modelworks.data.pairs import EncodedPairs, EncodedRatings, Pair, encode_pairs
 from modelworks.train.cutting import AllLabelsMasked
-from modelworks.train.strategy import Setup
+from modelworks.train.network import build_network
+from modelworks.train.strategy import Setup, Training
 
 
 def read_pairs(setup: Setup) -> tuple[EncodedPairs, EncodedPairs, JsonObject]:
@@ -23,7 +24,26 @@ def read_pairs(setup: Setup) -> tuple[EncodedPairs, EncodedPairs, JsonObject]:
     return learned, held_out, count_pairs(setup, learned, held_out)
 
 
-def measuring(
+def train_on_pairs(
+    setup: Setup, make_trainer: Callable[..., Any], names: Mapping[str, str], watched: tuple[str, ...]
+) -> Training:
+    """Tokenise, load, and put around both the trainer that `make_trainer` makes of setup, network and both sides.
+
+    Args:
+        names: what is measured, by our name for it, under the trainer's.
+        watched: of what the trainer logs, what users are told.
+    """
+    learned, held_out, counts = read_pairs(setup)
+    if setup.spec.lora_dropout:
+        what = f"{setup.spec.strategy} compares answers without dropout; lora_dropout is left out"
+        setup.job.log(what, level="warning")
+    network = build_network(setup)
+    trainer = make_trainer(setup, network, learned, held_out)
+    measure = make_measure(setup, trainer, held_out.pairs, names)
+    return Training(trainer=trainer, network=network, counts=counts, measure=measure, watched=watched)
+
+
+def make_measure(
     setup: Setup, trainer: Any, rows: Sequence[object], names: Mapping[str, str]
 ) -> Callable[[], dict[str, float]]:
     """What measures the held-out `rows`: under each name, what `trainer` tells of them under another, if it does."""

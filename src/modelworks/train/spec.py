@@ -93,6 +93,13 @@ class TrainSpec(Spec):
     parallel: Literal["ddp", "fsdp"] = Field(
         "ddp", description="ddp: every process holds all weights; fsdp: they are divided among the processes"
     )
+    use_liger_kernel: bool = Field(
+        False,
+        description="on a GPU, compute norms, positions and MLPs by Liger's kernels, where they are installed",
+    )
+    torch_compile: bool = Field(
+        False, description="on a GPU, compile the layers: the first steps take minutes, the others less"
+    )
     provider: Literal["huggingface", "unsloth"] = Field(
         "huggingface", description="unsloth: faster on a GPU, where it is installed; otherwise huggingface all the same"
     )

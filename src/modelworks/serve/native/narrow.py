@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 from functools import cache
-from glob import glob
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -45,7 +45,8 @@ class HalfLinear(Linear):
         rows, made = x.contiguous(), torch.empty((len(x), self._outer))
         added = 0 if start is None else start.data_ptr()
         kernels.call(
-            "multiply", rows.data_ptr(), self._panels, added, made.data_ptr(), len(x), self._outer, self._inner, start_step
+            "multiply", rows.data_ptr(), self._panels, added, made.data_ptr(), len(x), self._outer, self._inner,
+            start_step,
         )  # fmt: skip
         return made
 
@@ -92,10 +93,10 @@ def keep_exact(weight: Tensor, bias: Tensor | None = None) -> Linear:
 @cache
 def find_team() -> bool:
     """Tell the kernels for float16 of the threads that torch computes with; False if there are no such kernels here."""
-    found = glob(f"{torch.__path__[0]}/lib/libgomp*")
+    found = [*Path(torch.__path__[0], "lib").glob("libgomp*")]
     if not (found and kernels.has("multiply")):
         return False
-    openmp = ctypes.CDLL(found[0])
+    openmp = ctypes.CDLL(str(found[0]))
     functions = (openmp.GOMP_parallel, openmp.omp_get_thread_num, openmp.omp_get_num_threads)
     kernels.call("team", *(ctypes.cast(each, ctypes.c_void_p).value or 0 for each in functions))
     return True

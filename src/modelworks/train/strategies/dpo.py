@@ -9,8 +9,7 @@ from pydantic import Field
 from modelworks.data.pairs import EncodedPairs
 from modelworks.data.record import Preference
 from modelworks.train.comparing import Compared, with_lengths
-from modelworks.train.network import build_network
-from modelworks.train.preferences import measuring, pair_rows, read_pairs
+from modelworks.train.preferences import pair_rows, train_on_pairs
 from modelworks.train.strategy import Params, Setup, Strategy, Training
 from modelworks.train.trainer import common_arguments, drop_reference, trl_tokenizer
 
@@ -24,16 +23,9 @@ class DpoParams(Params):
 
 def build(setup: Setup) -> Training:
     """Tokenise, load, and put TRL's DPOTrainer around both; the reference is the network as it is loaded."""
-    learned, held_out, counts = read_pairs(setup)
-    if setup.spec.lora_dropout:
-        setup.job.log("dpo compares answers without dropout; lora_dropout is left out", level="warning")
-    network = build_network(setup)
-    trainer = make_trainer(setup, network, learned, held_out)
-
     names = {"loss": "loss", "accuracy": "rewards/accuracies", "margin": "rewards/margins"}
-    measure = measuring(setup, trainer, held_out.pairs, names)
     watched = ("rewards/margins", "rewards/accuracies", "rewards/chosen", "rewards/rejected")
-    return Training(trainer=trainer, network=network, counts=counts, measure=measure, watched=watched)
+    return train_on_pairs(setup, make_trainer, names, watched)
 
 
 def make_trainer(setup: Setup, network: Any, learned: EncodedPairs, held_out: EncodedPairs) -> Any:

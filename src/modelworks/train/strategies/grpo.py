@@ -10,14 +10,7 @@ from pydantic import BeforeValidator, Field
 from modelworks.core.errors import Problem
 from modelworks.core.nouns import AnyArtifact
 from modelworks.data.record import Conversation, Preference, Prompted
-from modelworks.train.answering import (
-    ANSWERS_A_STEP,
-    AnsweringParams,
-    build_answering,
-    check_answering,
-    finished_judge,
-    read_prompts,
-)
+from modelworks.train import answering
 from modelworks.train.graders import Grader, check_grader, check_items, judge_by
 from modelworks.train.network import build_network
 from modelworks.train.rewards import Reward, check_references, check_rewards, judge_of
@@ -29,7 +22,7 @@ def _listed(value: Any) -> Any:
     return (value,) if isinstance(value, str | Mapping) else value
 
 
-class GrpoParams(AnsweringParams):
+class GrpoParams(answering.AnsweringParams):
     rewards: Annotated[tuple[Reward, ...], BeforeValidator(_listed)] = Field(
         (), description="what answers are rewarded for: exact_match, contains, number, regex, length, or FILE:FUNCTION"
     )
@@ -50,7 +43,7 @@ def build(setup: Setup) -> Training:
     params = GrpoParams.model_validate(setup.params)
     judges = {reward.name: judge_of(reward, setup.job.inputs) for reward in params.rewards}
     weights = [reward.weight for reward in params.rewards]
-    prompts = read_prompts(setup, params)
+    prompts = answering.read_prompts(setup, params)
     check_references(params.rewards, [*prompts.learned, *prompts.held_out])
     if params.grader is not None:
         judges["grader"] = judge_by(params.grader)
@@ -58,9 +51,9 @@ def build(setup: Setup) -> Training:
         check_items(params.grader, [*prompts.learned, *prompts.held_out])
     network = build_network(setup)
     if params.reward_model is not None:
-        judges["reward_model"] = finished_judge(setup, params.reward_model)
+        judges["reward_model"] = answering.finished_judge(setup, params.reward_model)
         weights.append(1.0)
-    return build_answering(
+    return answering.build_answering(
         setup, params, prompts, network, (GRPOTrainer, GRPOConfig), judges,
         reward_weights=weights, beta=params.beta, epsilon=params.epsilon, loss_type=params.loss_type,
         scale_rewards=params.scale_rewards,
@@ -84,10 +77,10 @@ def check(
     yield from check_rewards(params.rewards, inputs)
     if params.beta and spec.tuning == "full":
         yield Problem("params.beta", "needs a copy of the model with tuning full", "leave it 0, or choose tuning lora")
-    yield from check_answering(spec, params, inputs, settled)
+    yield from answering.check_answering(spec, params, inputs, settled)
 
 
 GRPO = Strategy(
     "grpo", GrpoParams, build, (Prompted, Conversation, Preference), {"lora": 1e-5, "full": 1e-6}, check,
-    num_train_epochs=1, per_device_train_batch_size=ANSWERS_A_STEP,
+    num_train_epochs=1, per_device_train_batch_size=answering.ANSWERS_A_STEP,
 )  # fmt: skip

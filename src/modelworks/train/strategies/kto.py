@@ -15,7 +15,7 @@ from modelworks.data.pairs import EncodedRatings, encode_ratings
 from modelworks.data.record import Preference, Rated
 from modelworks.train.comparing import Compared, with_lengths
 from modelworks.train.network import build_network
-from modelworks.train.preferences import count_pairs, measuring
+from modelworks.train.preferences import count_pairs, make_measure
 from modelworks.train.spec import TrainSpec
 from modelworks.train.strategy import Params, Settled, Setup, Strategy, Training
 from modelworks.train.trainer import LengthGrouped, common_arguments, drop_reference, trl_tokenizer
@@ -64,7 +64,7 @@ def build(setup: Setup) -> Training:
     trainer = make_trainer(setup, network, learned, held_out, weights)
 
     names = {"loss": "loss", "reward_good": "rewards/chosen", "reward_bad": "rewards/rejected"}
-    measure_sides = measuring(setup, trainer, held_out.ratings, names)
+    measure_sides = make_measure(setup, trainer, held_out.ratings, names)
 
     def measure() -> dict[str, float]:
         numbers = measure_sides()

@@ -14,8 +14,7 @@ from modelworks.data.pairs import EncodedPairs
 from modelworks.data.record import Preference
 from modelworks.data.render import IGNORED
 from modelworks.train.comparing import answer_log_probs, with_lengths
-from modelworks.train.network import build_network
-from modelworks.train.preferences import measuring, pair_rows, read_pairs
+from modelworks.train.preferences import pair_rows, train_on_pairs
 from modelworks.train.strategy import Params, Setup, Strategy, Training
 from modelworks.train.trainer import Steady, common_arguments, trl_tokenizer
 
@@ -31,16 +30,9 @@ class OrpoParams(Params):
 
 
 def build(setup: Setup) -> Training:
-    learned, held_out, counts = read_pairs(setup)
-    if setup.spec.lora_dropout:
-        setup.job.log("orpo compares answers without dropout; lora_dropout is left out", level="warning")
-    network = build_network(setup)
-    trainer = make_trainer(setup, network, learned, held_out)
-
     names = {"loss": "loss", "nll": "nll_loss", "accuracy": "rewards/accuracies", "log_odds_ratio": "log_odds_chosen"}
-    measure = measuring(setup, trainer, held_out.pairs, names)
     watched = ("nll_loss", "log_odds_chosen", "rewards/margins", "rewards/accuracies")
-    return Training(trainer=trainer, network=network, counts=counts, measure=measure, watched=watched)
+    return train_on_pairs(setup, make_trainer, names, watched)
 
 
 def make_trainer(setup: Setup, network: Any, learned: EncodedPairs, held_out: EncodedPairs) -> Any:

@@ -11,7 +11,7 @@ from typing import Any
 from modelworks.core.errors import Problem
 from modelworks.core.nouns import Adapter, AnyArtifact
 from modelworks.data.record import Preference
-from modelworks.train.preferences import measuring, read_pairs
+from modelworks.train.preferences import make_measure, read_pairs
 from modelworks.train.reward import WATCHED, build_judge, make_reward_trainer
 from modelworks.train.spec import TrainSpec
 from modelworks.train.strategy import Params, Settled, Setup, Strategy, Training
@@ -26,7 +26,7 @@ def build(setup: Setup) -> Training:
     network = build_judge(setup, setup.spec.tuning)
     trainer = make_reward_trainer(setup, network, learned, held_out)
 
-    measure = measuring(setup, trainer, held_out.pairs, {name: name for name in ("loss", *WATCHED)})
+    measure = make_measure(setup, trainer, held_out.pairs, {name: name for name in ("loss", *WATCHED)})
     return Training(trainer=trainer, network=network, counts=counts, measure=measure, watched=WATCHED, finish=_as_model)
 
 

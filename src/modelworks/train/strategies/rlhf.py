@@ -9,24 +9,16 @@ from pydantic import Field
 from modelworks.core.errors import Problem
 from modelworks.core.nouns import AnyArtifact, Dataset
 from modelworks.data.format import formats
-from modelworks.data.pairs import encode_pairs
 from modelworks.data.record import Conversation, Preference, Prompted
-from modelworks.train.answering import (
-    ANSWERS_A_STEP,
-    AnsweringParams,
-    build_answering,
-    check_answering,
-    finished_judge,
-    read_prompts,
-)
+from modelworks.train import answering
 from modelworks.train.network import build_network
-from modelworks.train.preferences import count_pairs
+from modelworks.train.preferences import read_pairs
 from modelworks.train.reward import Judge, train_judge
 from modelworks.train.spec import TrainSpec
 from modelworks.train.strategy import Settled, Setup, Strategy, Training
 
 
-class RlhfParams(AnsweringParams):
+class RlhfParams(answering.AnsweringParams):
     reward_model: str | None = Field(
         None,
         description="a model with a head of one number that judges answers; by default one is trained from preferences",
@@ -41,10 +33,12 @@ def build(setup: Setup) -> Training:
     from trl import RLOOConfig, RLOOTrainer
 
     params = RlhfParams.model_validate(setup.params)
-    prompts = read_prompts(setup, params)
+    prompts = answering.read_prompts(setup, params)
     network = build_network(setup)
     judges = {"reward_model": _judge(setup, params)}
-    return build_answering(setup, params, prompts, network, (RLOOTrainer, RLOOConfig), judges, beta=params.beta)
+    return answering.build_answering(
+        setup, params, prompts, network, (RLOOTrainer, RLOOConfig), judges, beta=params.beta
+    )
 
 
 def check(
@@ -58,20 +52,17 @@ def check(
             f"rlhf needs a judge of answers, and the conversations of {spec.dataset} do not tell good from bad",
             "name a reward_model, or take a dataset of preferences (prompt, chosen, rejected) to train one from",
         )
-    yield from check_answering(spec, params, inputs, settled)
+    yield from answering.check_answering(spec, params, inputs, settled)
 
 
 def _judge(setup: Setup, params: RlhfParams) -> Judge:
     if params.reward_model is not None:
-        return finished_judge(setup, params.reward_model)
-    learned, held_out = (
-        encode_pairs(setup.model.path, setup.dataset.path, split, setup.max_length) for split in ("train", "validation")
-    )
-    count_pairs(setup, learned, held_out)
+        return answering.finished_judge(setup, params.reward_model)
+    learned, _, _ = read_pairs(setup)
     return train_judge(setup, learned, params.reward_steps, params.reward_learning_rate)
 
 
 RLHF = Strategy(
     "rlhf", RlhfParams, build, (Preference, Conversation, Prompted), {"lora": 5e-6}, check,
-    per_device_train_batch_size=ANSWERS_A_STEP,
+    per_device_train_batch_size=answering.ANSWERS_A_STEP,
 )  # fmt: skip
