@@ -19,7 +19,8 @@ from modelworks.serve.wire import Report
 PROMPTS, ANSWERED, TOGETHER = 64, 3, 16
 # float32 on both sides, sums in another order; the logits are around 20.
 CLOSE: dict[str, Any] = {"atol": 2e-3, "rtol": 0}
-NEAR_TIE = 4e-3
+# Keys and values kept in float16, as an engine that may choose does; bfloat16 has steps of 0.25 there.
+HALF: dict[str, Any] = {"atol": 0.06, "rtol": 0}
 TEXT = """Alice was beginning to get very tired of sitting by her sister on the bank, and of having nothing to do: once
 or twice she had peeped into the book her sister was reading, but it had no pictures or conversations in it. Die
 Würde des Menschen ist unantastbar; sie zu achten und zu schützen ist Verpflichtung aller staatlichen Gewalt.
@@ -76,8 +77,13 @@ def reference(folder: Path, prompts: Sequence[list[int]], answers: Sequence[list
 
 
 @pytest.mark.model
-def test_sixty_four_prompts_have_transformers_logits_and_greedy_answers_alone_and_in_any_company(smollm2: Path) -> None:
-    model = load(EngineSpec(model_folder=str(smollm2), model_name="m", dtype="float32", max_sequences=TOGETHER))
+@pytest.mark.parametrize(("dtype", "near"), [("float32", CLOSE), (None, HALF)])
+def test_sixty_four_prompts_have_transformers_logits_and_greedy_answers_alone_and_in_any_company(
+    smollm2: Path, dtype: str | None, near: dict[str, Any]
+) -> None:
+    model = load(EngineSpec(model_folder=str(smollm2), model_name="m", dtype=dtype, max_sequences=TOGETHER))
+    if model.dtype == "bfloat16":
+        pytest.skip("a processor that computes with bfloat16")
     prompts = some_prompts(model)
     assert len({tuple(prompt) for prompt in prompts}) == PROMPTS
 
@@ -90,10 +96,10 @@ def test_sixty_four_prompts_have_transformers_logits_and_greedy_answers_alone_an
     alone = [read_logits(model, [answer("alone", prompt)], [[]])[0] for prompt in prompts]
 
     for logits, index in zip(mixed, order, strict=True):
-        torch.testing.assert_close(logits, expected[index], **CLOSE)
+        torch.testing.assert_close(logits, expected[index], **near)
     for logits, right in zip(alone, expected, strict=True):
-        torch.testing.assert_close(logits, right[:1], **CLOSE)
+        torch.testing.assert_close(logits, right[:1], **near)
     for answered, right in zip(answers, expected, strict=True):
         best = right.topk(2).values
         told = torch.tensor(answered)
-        assert bool(((told == right.argmax(-1)) | (best[:, 0] - best[:, 1] < NEAR_TIE)).all())
+        assert bool(((told == right.argmax(-1)) | (best[:, 0] - best[:, 1] < 2 * near["atol"])).all())

@@ -44,3 +44,9 @@ INLINE floats read_bfloats(const uint16_t *from) {
 }
 
 INLINE void write_floats(floats values, float *to) { memcpy(to, &values, sizeof values); }
+
+/* Do a part of something: from first to last, of as many as there are. */
+typedef void (*Work)(void *given, int64_t first, int64_t last);
+
+/* Have the threads that torch computes with do all of it, each an equal share; see team.c. */
+void share_out(Work work, void *given, int64_t count);

@@ -2,48 +2,17 @@
    them. Every sum is in the order of the inner dimension, whatever the number of rows: a row gives the same bits alone
    and beside others. */
 
-#include "kernels.h"
+#include "floats.h"
 
 #include <stdlib.h>
 
 #if LEVEL >= 3
-
-typedef __fp16 halves __attribute__((ext_vector_type(WIDE)));
 
 /* As many rows at once as there are registers for, and from how many on they are laid out beside each other. */
 enum { MOST_ROWS = LEVEL >= 4 ? 14 : 6, FEW_ROWS = 8 };
 
 /* A float16 that is further off is not the same weight: half of what lies between its smallest numbers. */
 #define SAME 0x1p-25f
-
-typedef void (*Work)(void *given, int64_t first, int64_t last);
-typedef struct {
-    Work work;
-    void *given;
-    int64_t count;
-} Share;
-
-/* The threads of GNU's OpenMP, whichever library of it the process computes with. */
-static void (*parallel)(void (*)(void *), void *, unsigned threads, unsigned flags);
-static int (*this_thread)(void), (*thread_count)(void);
-
-KERNEL(team)(void *gomp_parallel, void *omp_get_thread_num, void *omp_get_num_threads) {
-    parallel = gomp_parallel;
-    this_thread = omp_get_thread_num;
-    thread_count = omp_get_num_threads;
-    return 0;
-}
-
-static void do_share(void *given) {
-    const Share *share = given;
-    const int64_t thread = this_thread(), threads = thread_count();
-    share->work(share->given, share->count * thread / threads, share->count * (thread + 1) / threads);
-}
-
-static void share_out(Work work, void *given, int64_t count) {
-    Share share = {work, given, count};
-    parallel(do_share, &share, 0, 0);
-}
 
 typedef struct {
     const float *weight;

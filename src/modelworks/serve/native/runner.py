@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+from modelworks.serve.native.attention import Attention, attend_prompt, attention_of_one_each
+from modelworks.serve.native.between import gated, rms_norm, turn
 from modelworks.serve.native.checkpoint import DOWN, GATE_UP, OUT, QKV, Layer, MemorySource, Weights, load_weights
 from modelworks.serve.native.config import Shape, rotary_tables
 from modelworks.serve.native.kv_cache import CacheShape, KvCache
@@ -20,16 +21,11 @@ from modelworks.serve.native.scheduler import Piece
 class _Step:
     """What all layers share in one step. T rows of tokens; the D first are answers going on, one row each."""
 
-    cos: Tensor  # (T, 1, head)
+    cos: Tensor  # (T, head)
     sin: Tensor
     places: Tensor  # (T * 2 * kv,) where the keys, then the values of each row go in a cache layer laid out flat
     decode: Sequence[Piece]
-    # (D,) their slots, counted from the first, in the order of the rows, or None where row i is slot first + i
-    slots: Tensor | None
-    first: int  # the slots that the decoding attention looks through
-    span: int
-    length: int  # positions that it looks at
-    mask: Tensor | None  # (span, kv, 1, length)
+    attention: Attention | None  # theirs, if there are any
     prompts: Sequence[Piece]
 
 
@@ -42,9 +38,7 @@ class Runner:
         self._shape, self._weights, self._adapters, self.cache = shape, weights, adapters, cache
         self.dtype, self.device = weights.embedding.dtype, weights.embedding.device
         cos, sin = rotary_tables(shape, max_context)
-        self._cos = cos.to(self.device, self.dtype)[:, None]
-        self._sin = sin.to(self.device, self.dtype)[:, None]
-        self._epsilon = torch.tensor(shape.norm_epsilon, device=self.device)
+        self._cos, self._sin = cos.to(self.device, self.dtype), sin.to(self.device, self.dtype)
 
     def change_weights(self, tensors: dict[str, Tensor]) -> None:
         """Compute with other weights from now on; what the cache holds must not be of use any more.
@@ -100,113 +94,58 @@ class Runner:
         at = torch.tensor(positions, device=self.device)
         slots_of_kind = torch.arange(2, device=self.device)[:, None] * self.cache.slots * self._shape.kv_heads
         heads = (slots_of_kind + torch.arange(self._shape.kv_heads, device=self.device)).flatten() * self.cache.length
-        lowest = min((_slot(piece) for piece in decode), default=0)
-        slots = [_slot(piece) - lowest for piece in decode]
-        span = max(slots, default=-1) + 1
-        length = max((piece.start + 1 for piece in decode), default=0)
         return _Step(
             cos=self._cos[at],
             sin=self._sin[at],
             places=(torch.tensor(places, device=self.device)[:, None] + heads).flatten(),
             decode=decode,
-            slots=None if slots == list(range(span)) else torch.tensor(slots, device=self.device),
-            first=lowest,
-            span=span,
-            length=length,
-            mask=self._decode_mask(slots, decode, length) if len(decode) > 1 or span > 1 else None,
+            attention=self._attention_of(decode) if decode else None,
             prompts=prompts,
         )
 
-    def _decode_mask(self, slots: Sequence[int], decode: Sequence[Piece], length: int) -> Tensor:
-        # a slot that takes no part sees one position, as softmax over nothing is NaN
-        ends = [1] * (max(slots) + 1)
-        for slot, piece in zip(slots, decode, strict=True):
-            ends[slot] = piece.start + 1
-        seen = torch.arange(length, device=self.device) < torch.tensor(ends, device=self.device)[:, None]
-        mask = torch.zeros(seen.shape, dtype=self.dtype, device=self.device).masked_fill_(~seen, float("-inf"))
-        return mask[:, None, None, :].repeat(1, self._shape.kv_heads, 1, 1)
+    def _attention_of(self, decode: Sequence[Piece]) -> Attention:
+        slots, lengths = [_slot(piece) for piece in decode], [piece.start + 1 for piece in decode]
+        return attention_of_one_each(slots, lengths, self._shape.group, self._shape.head_size, self.dtype, self.device)
 
     def _layer(self, index: int, layer: Layer, x: Tensor, step: _Step) -> Tensor:
         shape, adapters = self._shape, self._adapters
         normed = self._norm(x, layer.attention_norm)
         qkv = adapters.add_to(layer.linear[QKV](normed), normed, index, QKV)
         qkv = qkv.view(x.shape[0], shape.heads + 2 * shape.kv_heads, shape.head_size)
-        turned = qkv[:, : shape.heads + shape.kv_heads]
-        queries, kept = qkv.tensor_split((shape.heads,), dim=1)
+        queries, keys = qkv[:, : shape.heads], qkv[:, shape.heads : -shape.kv_heads]
         if layer.query_norm is not None and layer.key_norm is not None:
             queries.copy_(self._norm(queries, layer.query_norm))
-            keys = kept[:, : shape.kv_heads]
             keys.copy_(self._norm(keys, layer.key_norm))
-        torch.addcmul(turned * step.cos, turned.roll(shape.head_size // 2, -1), step.sin, out=turned)
         held = self.cache.layers[index].view(-1, shape.head_size)
-        held.index_copy_(0, step.places, kept.reshape(-1, shape.head_size))
+        turn(qkv, shape.heads, step.cos, step.sin, step.places, held)
 
         seen = self._attend(index, queries, step).reshape(x.shape[0], -1)
         x = adapters.add_to(layer.linear[OUT].plus(seen, x), seen, index, OUT, x)
         normed = self._norm(x, layer.mlp_norm)
         gate_up = adapters.add_to(layer.linear[GATE_UP](normed), normed, index, GATE_UP)
-        gate, up = gate_up.chunk(2, dim=-1)
-        inner = (F.gelu(gate, approximate="tanh") if shape.gemma else F.silu(gate)).mul_(up)
+        inner = gated(gate_up, gelu=shape.gemma)
         return adapters.add_to(layer.linear[DOWN].plus(inner, x), inner, index, DOWN, x)
 
     def _attend(self, index: int, queries: Tensor, step: _Step) -> Tensor:
         """Attention of (T, heads, head) queries; the `group` queries of a key head go together, nothing is repeated."""
         shape = self._shape
-        keys, values = self.cache.layers[index]
-        queries = queries.reshape(-1, shape.kv_heads, shape.group, shape.head_size)
+        held = self.cache.layers[index]
+        queries = queries.view(-1, shape.kv_heads, shape.group, shape.head_size)
         count = len(step.decode)
         parts = []
-        if count:
-            parts.append(self._attend_decoding(keys, values, queries[:count], step))
+        if step.attention is not None:
+            parts.append(step.attention(held, queries[:count]))
         row = count
         for piece in step.prompts:
             end = piece.start + piece.size
             slot = _slot(piece)
-            parts.append(_attend_prompt(keys[slot, :, :end], values[slot, :, :end], queries[row : row + piece.size]))
+            keys, values = held[:, slot, :, :end].to(queries.dtype)
+            parts.append(attend_prompt(keys, values, queries[row : row + piece.size]))
             row += piece.size
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
-    def _attend_decoding(self, keys: Tensor, values: Tensor, queries: Tensor, step: _Step) -> Tensor:
-        if step.slots is not None:
-            spread = queries.new_zeros((step.span, *queries.shape[1:]))
-            queries = spread.index_copy_(0, step.slots, queries)
-        end = step.first + step.span
-        keys, values = keys[step.first : end, :, : step.length], values[step.first : end, :, : step.length]
-        if step.mask is not None and keys.dtype == torch.float32:
-            seen = _attend_few(queries, keys, values, step.mask)
-        else:
-            seen = F.scaled_dot_product_attention(queries, keys, values, attn_mask=step.mask)
-        return seen if step.slots is None else seen[step.slots]
-
     def _norm(self, x: Tensor, weight: Tensor) -> Tensor:
-        if x.device.type != "cpu" or x.dtype != torch.float32:
-            return F.rms_norm(x, weight.shape, weight, self._shape.norm_epsilon)
-        # On a CPU torch has no kernel for it, and takes twice as many steps.
-        length = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
-        scale = torch.addcmul(self._epsilon, length, length, value=1 / x.shape[-1]).rsqrt_()
-        return (x * scale).mul_(weight)
-
-
-def _attend_few(queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor) -> Tensor:
-    """Attention of (slots, kv, group, head) queries as plain products, which a few queries of many finish sooner by."""
-    # Views: the heads of all slots lie evenly far apart.
-    flat, keys, values = (each.flatten(0, 1) for each in (queries, keys, values))
-    scores = torch.baddbmm(mask.flatten(0, 1), flat, keys.transpose(1, 2), alpha=queries.shape[-1] ** -0.5)
-    return torch.bmm(scores.softmax(-1), values).view(queries.shape)
-
-
-def _attend_prompt(keys: Tensor, values: Tensor, queries: Tensor) -> Tensor:
-    """One sequence: keys and values (kv, L, head), queries (n, kv, group, head) that are the last n of the L."""
-    count, length = queries.shape[0], keys.shape[1]
-    wide = queries.permute(1, 2, 0, 3)  # (kv, group, n, head)
-    keys = keys[:, None].expand(-1, wide.shape[1], -1, -1)
-    values = values[:, None].expand(-1, wide.shape[1], -1, -1)
-    if count == length:
-        seen = F.scaled_dot_product_attention(wide, keys, values, is_causal=True)
-    else:
-        mask = torch.ones(count, length, dtype=torch.bool, device=keys.device).tril(length - count)
-        seen = F.scaled_dot_product_attention(wide, keys, values, attn_mask=mask)
-    return seen.permute(2, 0, 1, 3)
+        return rms_norm(x, weight, self._shape.norm_epsilon)
 
 
 def _slot(piece: Piece) -> int:

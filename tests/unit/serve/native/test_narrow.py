@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from logits import answer, read_logits
+from modelworks.core import kernels
 from modelworks.core.errors import Invalid, Unsupported
 from modelworks.serve.engine import EngineSpec
 from modelworks.serve.native import narrow
@@ -108,6 +109,24 @@ def test_an_engine_that_may_choose_computes_a_checkpoint_of_16_bits_as_it_is(tmp
     assert isinstance(model.runner, Runner)
     assert isinstance(model.runner._weights.head, HalfLinear)
     torch.testing.assert_close(found, reference(folder, prompt + follow)[39:], **CLOSE)
+
+
+def test_what_was_read_of_a_checkpoint_of_16_bits_is_kept_in_16_bits_too(tmp_path: Path) -> None:
+    folder = tiny_llama(tmp_path / "model", hidden_size=64, head_dim=32, num_attention_heads=2, num_key_value_heads=1)
+    model = load(EngineSpec(model_folder=str(folder), model_name="m"))
+    if model.dtype != "float32" or not kernels.has("attend"):
+        pytest.skip("a processor that computes with bfloat16, or has no kernels")
+    prompts, follow = [some_tokens(1, 40), some_tokens(2, 17)], [some_tokens(3, 3)] * 2
+
+    found = read_logits(model, [answer(str(at), prompt) for at, prompt in enumerate(prompts)], follow)
+
+    assert isinstance(model.runner, Runner)
+    assert model.runner.cache.layers[0].dtype == torch.float16
+    for prompt, more, logits in zip(prompts, follow, found, strict=True):
+        expected = reference(folder, prompt + more)[len(prompt) - 1 :]
+        torch.testing.assert_close(logits, expected, atol=2e-3, rtol=1e-2)
+        # In bfloat16 it would be off by more.
+        assert (logits - expected).abs().max() < 1e-3 * expected.abs().max()
 
 
 def test_other_weights_are_kept_as_those_before(tmp_path: Path) -> None:
