@@ -14,15 +14,19 @@ from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from modelworks.core import kernels
 from modelworks.core.errors import Invalid, Unsupported
 from modelworks.core.nouns import JsonObject
 from modelworks.serve.native.checkpoint import FUSED, Weights, sizes
 from modelworks.serve.native.config import Shape
+from modelworks.serve.native.narrow import HalfLinear, find_team
 
 _TENSOR = re.compile(
     r"base_model\.model\.model\.layers\.(\d+)\.(\w+\.\w+)\.lora_(?:([AB])\.(?:default\.)?weight|(magnitude)_vector)"
@@ -90,15 +94,26 @@ class _Choice:
     place: Tensor  # (T,) each row's place; an empty one for a row of the bare base
 
 
+@dataclass(frozen=True, slots=True)
+class _Rows:
+    """The same for a kernel: the rows of each adapter, one adapter after the other, and where each one's begin."""
+
+    rows: NDArray[np.int64]
+    starts: NDArray[np.int64]
+
+
 class Adapters:
     """The resident adapters, by name. `select` once a step, `add_to` after every fused product."""
 
     def __init__(self, shape: Shape, weights: Weights) -> None:
         self._shape, self._weights = shape, weights
         self._dtype, self._device = weights.embedding.dtype, weights.embedding.device
+        self._by_kernel = self._device.type == "cpu" and self._dtype == torch.float32 and find_team()
+        # Beside weights of 16 bits, what is read for a token is of 16 bits as well.
+        self._kept = torch.float16 if isinstance(weights.head, HalfLinear) else self._dtype
         self._resident: dict[str, Adapter] = {}
         self._stacks: dict[str, _Stack] = {}
-        self._choice: _Choice | None = None
+        self._choice: _Choice | _Rows | None = None
         self._runs: list[tuple[int, slice]] = []
         # Of DoRA adapters alone: by name, product and layer, what each output is multiplied by, less 1.
         self._gains: dict[str, dict[str, list[Tensor]]] = {}
@@ -135,7 +150,7 @@ class Adapters:
             start = 0
             for mine, run in groupby(numbers):
                 end = start + len(list(run))
-                if mine is not None and end - start >= min(_RUN, len(rows)):
+                if mine is not None and end - start >= min(_RUN, len(rows)) and not self._by_kernel:
                     self._runs.append((mine, slice(start, end)))
                     numbers[start:end] = [None] * (end - start)
                 start = end
@@ -160,7 +175,9 @@ class Adapters:
             low = x[run] @ stack.down[layer][number]
             for part in stack.parts:
                 product[run, part.outs].addmm_(low[:, part.ranks], part.up[layer][number])
-        if choice is not None:
+        if isinstance(choice, _Rows):
+            self._adapt(choice, stack, layer, product, x)
+        elif choice is not None:
             chosen, changed = slice(choice.first, choice.end), product[: len(choice.place)]
             down = stack.down[layer][chosen]
             low = torch.bmm(x.index_select(0, choice.rows).view(len(down), -1, x.shape[1]), down)
@@ -176,6 +193,19 @@ class Adapters:
                 own = own if bias is None else own.sub_(bias)
                 product.index_add_(0, rows, own.mul_(gains[layer]))
         return product
+
+    def _adapt(self, choice: _Rows, stack: _Stack, layer: int, product: Tensor, x: Tensor) -> None:
+        x, down = x.contiguous(), stack.down[layer]
+        count, inner, ranks = down.shape
+        low = torch.empty((len(x), ranks))
+        each, narrow = (choice.rows, choice.starts, count), int(down.dtype == torch.float16)
+        kernels.call(
+            "adapt", x.data_ptr(), inner, down.data_ptr(), narrow, low.data_ptr(), ranks, *each, inner, ranks, 0
+        )
+        for part in stack.parts:
+            up, begin = part.up[layer], low[:, part.ranks].data_ptr()
+            place, outer = product[:, part.outs].data_ptr(), product.stride(0)
+            kernels.call("adapt", begin, ranks, up.data_ptr(), narrow, place, outer, *each, up.shape[1], up.shape[2], 1)
 
     def _gains_of(self, adapter: Adapter) -> dict[str, list[Tensor]]:
         """For each product that DoRA changes and each layer (out,): the rows' lengths, given to found, less 1."""
@@ -200,11 +230,15 @@ class Adapters:
                 gains.append(lengths / torch.addmm(weight, up, down).norm(dim=1) - 1)
         return torch.cat(gains).to(self._dtype)
 
-    def _choose(self, numbers: Sequence[int | None]) -> _Choice:
+    def _choose(self, numbers: Sequence[int | None]) -> _Choice | _Rows:
         members: dict[int, list[int]] = {}
         for row, number in enumerate(numbers):
             if number is not None:
                 members.setdefault(number, []).append(row)
+        if self._by_kernel:
+            every = [members.get(number, []) for number in range(len(self._resident))]
+            starts = np.cumsum([0, *map(len, every)])
+            return _Rows(np.array([row for mine in every for row in mine], np.int64), starts)
         first, end = min(members), max(members) + 1
         places = max(map(len, members.values()))
         if None in numbers and all(len(members.get(each, ())) == places for each in range(first, end)):
@@ -256,7 +290,7 @@ class Adapters:
             if pair is not None:
                 down[number, :, : len(pair.down)] = pair.down.T
                 up[number, : len(pair.down)] = pair.up.T
-        return down.to(self._device, self._dtype), up.to(self._device, self._dtype)
+        return down.to(self._device, self._kept), up.to(self._device, self._kept)
 
 
 def read_adapter(folder: Path, shape: Shape) -> Adapter:

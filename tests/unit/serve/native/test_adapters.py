@@ -5,21 +5,29 @@ from __future__ import annotations
 import itertools
 from pathlib import Path
 
+import pytest
 import torch
 
+from modelworks.serve.native import lora
 from modelworks.serve.native.checkpoint import GATE_UP, FolderSource, load_weights
 from modelworks.serve.native.config import read_shape
 from modelworks.serve.native.lora import Adapters, read_adapter
 from tiny import tiny_adapter, tiny_llama
 
 
-def test_every_choice_of_adapters_gives_each_row_its_own_update(tmp_path: Path) -> None:
-    base, cpu = tiny_llama(tmp_path / "model"), torch.device("cpu")
+@pytest.mark.parametrize("by_kernel", [True, False])
+@pytest.mark.parametrize(("least_rank", "inner"), [(2, 32), (17, 152)])
+def test_every_choice_of_adapters_gives_each_row_its_own_update(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, least_rank: int, inner: int, by_kernel: bool
+) -> None:
+    if not by_kernel:
+        monkeypatch.setattr(lora, "find_team", lambda: False)
+    base, cpu = tiny_llama(tmp_path / "model", intermediate_size=inner), torch.device("cpu")
     shape = read_shape(base)
     adapters = Adapters(shape, load_weights(FolderSource(base, torch.float32, cpu), shape))
     changes: dict[str | None, torch.Tensor] = {None: torch.zeros(2 * shape.inner, shape.hidden)}
     targets = {"a": ("gate_proj", "up_proj"), "b": ("q_proj", "up_proj"), "c": ("gate_proj",)}
-    for rank, (name, targeted) in enumerate(targets.items(), start=2):
+    for rank, (name, targeted) in enumerate(targets.items(), start=least_rank):
         folder = tiny_adapter(tmp_path / name, base, targets=targeted, rank=rank, seed=rank)
         adapters.add(name, folder)
         pairs = read_adapter(folder, shape).pairs
