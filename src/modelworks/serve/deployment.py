@@ -197,7 +197,7 @@ class Deployed:
     async def remove_adapter(self, adapter: Adapter) -> None:
         if self.adapters.pop(adapter.id, None) is not None:
             for replica in self._ready():
-                await (await replica.engine()).remove_adapter(adapter.id)
+                await replica.remove_adapter(adapter)
 
     def status(self) -> DeploymentStatus:
         replicas = tuple(

@@ -80,6 +80,8 @@ class Replica:
         self._changed, self._told = changed, told
         self._threads: int | None = None
         self._adapters_lock = asyncio.Lock()
+        # Those that the engine has.
+        self._adapters: set[str] = set()
         self._task = asyncio.create_task(self._keep_alive())
 
     @property
@@ -113,11 +115,20 @@ class Replica:
     async def engine_with(self, adapter: Adapter | None) -> Engine:
         """Wait for an engine that has `adapter` loaded; the bare base if None."""
         engine = await self.engine()
-        if adapter is not None:
-            # one at a time: the first request of a new adapter loads it, the others find it there
+        if adapter is not None and adapter.id not in self._adapters:
+            # One at a time: the first request of a new adapter loads it, the others find it there, without asking the
+            # engine, which takes orders between two steps.
             async with self._adapters_lock:
-                await engine.add_adapter(adapter.id, adapter.path)
+                if adapter.id not in self._adapters:
+                    await engine.add_adapter(adapter.id, adapter.path)
+                    if engine is self._engine:
+                        self._adapters.add(adapter.id)
         return engine
+
+    async def remove_adapter(self, adapter: Adapter) -> None:
+        engine = await self.engine()
+        self._adapters.discard(adapter.id)
+        await engine.remove_adapter(adapter.id)
 
     async def drain(self, seconds: float) -> None:
         """Take no new requests, let the open ones end for so long, then stop."""
@@ -173,6 +184,7 @@ class Replica:
         async with self._changed:
             if engine is not self._engine:
                 self._threads = None
+                self._adapters.clear()
             self.state, self._engine = state, engine
             self._changed.notify_all()
         self._told()

@@ -8,7 +8,8 @@ from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 from prometheus_client import generate_latest
@@ -20,12 +21,12 @@ from modelworks.core.cores import CoreBudget
 from modelworks.core.errors import DeadlinePassed, OutOfMemory
 from modelworks.core.generation import EngineEvent, EngineFailed, Failed, Finished, GenerateRequest, QueueFull, Started
 from modelworks.core.generation import Token as Text
-from modelworks.core.nouns import JsonObject
+from modelworks.core.nouns import Adapter, JsonObject
 from modelworks.core.states import DeploymentState
 from modelworks.serve import fleet as module
 from modelworks.serve.engine import EngineKind, EngineSpec, EngineStats, Place
 from modelworks.serve.gateway import Gateway
-from modelworks.serve.supervisor import MAX_FAILURES, delay_after
+from modelworks.serve.supervisor import MAX_FAILURES, Replica, delay_after
 from tiny import tiny_llama
 
 
@@ -37,6 +38,7 @@ class TestEngine:
     go: asyncio.Event = field(default_factory=asyncio.Event)
     over: asyncio.Event = field(default_factory=asyncio.Event)
     threads: list[int] = field(default_factory=list)
+    adapters: list[str] = field(default_factory=list)
     closed: int = 0
     pid: int | None = None
 
@@ -58,7 +60,9 @@ class TestEngine:
         finally:
             self.closed += 1
 
-    async def add_adapter(self, name: str, folder: Path) -> None: ...
+    async def add_adapter(self, name: str, folder: Path) -> None:
+        await asyncio.sleep(0.01)
+        self.adapters.append(name)
 
     async def remove_adapter(self, name: str) -> None: ...
 
@@ -153,6 +157,33 @@ def test_a_key_has_at_most_so_many_requests_open(tmp_path: Path, monkeypatch: py
         await silence(*anna, bert, again)
 
     play(tmp_path, monkeypatch, scene, max_open_per_key=2)
+
+
+def test_an_adapter_is_given_to_an_engine_once_and_again_when_it_has_gone(tmp_path: Path) -> None:
+    async def scene() -> None:
+        engines: list[TestEngine] = []
+
+        async def start() -> TestEngine:
+            engines.append(TestEngine())
+            return engines[-1]
+
+        replica, adapter = (
+            Replica("cpu", start, asyncio.Condition()),
+            cast("Adapter", SimpleNamespace(id="a", path=tmp_path)),
+        )
+        await asyncio.gather(*[replica.engine_with(adapter) for _ in range(5)])
+        assert engines[0].adapters == ["a"]
+        await replica.remove_adapter(adapter)
+        await replica.engine_with(adapter)
+        assert engines[0].adapters == ["a", "a"]
+        engines[0].over.set()
+        while len(engines) < 2:
+            await asyncio.sleep(0.01)
+        assert await replica.engine_with(adapter) is engines[1]
+        assert engines[1].adapters == ["a"]
+        await replica.stop()
+
+    asyncio.run(scene())
 
 
 def test_a_full_queue_says_when_to_come_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
