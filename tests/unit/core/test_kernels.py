@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from modelworks.core import kernels
 from modelworks.core.errors import Unavailable
-from modelworks.serve.native.narrow import find_team
+from modelworks.serve.native.team import find_team
 
 SIZES = st.integers(0, 70)
 

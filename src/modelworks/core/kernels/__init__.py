@@ -47,11 +47,7 @@ def _given(argument: np.ndarray[Any, Any] | int) -> int:
 
 @cache
 def _kernel(name: str, count: int) -> Any:
-    try:
-        level = max(_levels(name))
-    except OSError as error:
-        raise Unavailable(f"the kernels are not compiled ({error}); install Modelworks again: pip install .") from None
-    kernel = _library()[f"{name}_{level}"]
+    kernel = _library()[f"{name}_{max(_levels(name))}"]
     kernel.restype, kernel.argtypes = ctypes.c_int64, (ctypes.c_int64,) * count
     return kernel
 
@@ -63,7 +59,10 @@ def _levels(name: str) -> list[int]:
 
 @cache
 def _library() -> ctypes.CDLL:
-    return ctypes.CDLL(str(_LIBRARY))
+    try:
+        return ctypes.CDLL(str(_LIBRARY))
+    except OSError as error:
+        raise Unavailable(f"the kernels are not compiled ({error}); install Modelworks again: pip install .") from None
 
 
 @cache

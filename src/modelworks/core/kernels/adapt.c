@@ -70,8 +70,8 @@ static void adapt_units(void *given, int64_t first, int64_t last) {
 
 /* out (any, out_step) of each row of each adapter = in (any, in_step) times the adapter's weight, or added to that.
 
-   weight (adapters, inner, width), float32 or, if narrow, float16; `rows` are the rows of the first adapter, then of the second, and so on, and
-   `starts` (adapters + 1) where each one's begin. */
+   weight (adapters, inner, width), float32 or, if narrow, float16; `rows` are the rows of the first adapter, then of
+   the second, and so on, and `starts` (adapters + 1) where each one's begin. */
 KERNEL(adapt)(const float *in, int64_t in_step, const void *weight, int64_t narrow, float *out, int64_t out_step,
               const int64_t *rows, const int64_t *starts, int64_t adapters, int64_t inner, int64_t width, int64_t adds) {
     const int64_t chunk = width <= 2 * COLUMNS * WIDE ? WIDE : COLUMNS * WIDE; /* enough of them for all threads */

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from modelworks.core import kernels
-from modelworks.serve.native.narrow import find_team
+from modelworks.serve.native.team import find_team, has_kernels
 
 # Of queries (D, kv, group, head), one a sequence, to what a layer of the cache holds: in the same shape.
 Attention: TypeAlias = Callable[[Tensor, Tensor], Tensor]
@@ -24,7 +24,7 @@ def attention_of_one_each(
     slots: Sequence[int], lengths: Sequence[int], group: int, head_size: int, dtype: torch.dtype, device: torch.device
 ) -> Attention:
     """How sequences attend to as many positions of their slots, each with one token."""
-    if device.type == "cpu" and dtype == torch.float32 and has_kernel(group, head_size):
+    if has_kernels(device, dtype) and has_kernel(group, head_size):
         return _Listed(slots, lengths)
     return _Padded(slots, lengths, dtype, device)
 

@@ -8,14 +8,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from modelworks.core import kernels
-from modelworks.serve.native.narrow import find_team
+from modelworks.serve.native.team import has_kernels
 
 # The numbers that a kernel takes at once.
 _WIDE = 16
 
 
 def by_kernel(x: Tensor) -> bool:
-    return x.device.type == "cpu" and x.dtype == torch.float32 and x.is_contiguous() and find_team()
+    return x.is_contiguous() and has_kernels(x.device, x.dtype)
 
 
 def rms_norm(x: Tensor, weight: Tensor, epsilon: float) -> Tensor:

@@ -26,7 +26,8 @@ from modelworks.core.errors import Invalid, Unsupported
 from modelworks.core.nouns import JsonObject
 from modelworks.serve.native.checkpoint import FUSED, Weights, sizes
 from modelworks.serve.native.config import Shape
-from modelworks.serve.native.narrow import HalfLinear, find_team
+from modelworks.serve.native.narrow import HalfLinear
+from modelworks.serve.native.team import has_kernels
 
 _TENSOR = re.compile(
     r"base_model\.model\.model\.layers\.(\d+)\.(\w+\.\w+)\.lora_(?:([AB])\.(?:default\.)?weight|(magnitude)_vector)"
@@ -108,7 +109,7 @@ class Adapters:
     def __init__(self, shape: Shape, weights: Weights) -> None:
         self._shape, self._weights = shape, weights
         self._dtype, self._device = weights.embedding.dtype, weights.embedding.device
-        self._by_kernel = self._device.type == "cpu" and self._dtype == torch.float32 and find_team()
+        self._by_kernel = has_kernels(self._device, self._dtype)
         # Beside weights of 16 bits, what is read for a token is of 16 bits as well.
         self._kept = torch.float16 if isinstance(weights.head, HalfLinear) else self._dtype
         self._resident: dict[str, Adapter] = {}

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import ctypes
-from functools import cache
-from pathlib import Path
-
 import torch
 from torch import Tensor
 
 from modelworks.core import kernels
 from modelworks.serve.native.checkpoint import Linear
+from modelworks.serve.native.team import find_team
 
 # More rows than these are computed by making weights whole, a piece at a time, for oneDNN's product.
 FEW_ROWS = 32
@@ -32,7 +29,7 @@ class HalfLinear(Linear):
         self.exact = not kernels.call("pack", source.data_ptr(), self._panels, self._outer, self._inner)
 
     def __call__(self, x: Tensor) -> Tensor:
-        return self._product(x) if self.bias is None else self._product(x, self.bias, 0)
+        return self._product(x, self.bias)
 
     def plus(self, x: Tensor, other: Tensor) -> Tensor:
         total = self._product(x, other.contiguous(), self._outer)
@@ -41,7 +38,7 @@ class HalfLinear(Linear):
     def whole(self) -> Tensor:
         return self.weight.transpose(1, 2).reshape(-1, self._inner)[: self._outer].float()
 
-    def _product(self, x: Tensor, start: Tensor | None = None, start_step: int = 0) -> Tensor:
+    def _product(self, x: Tensor, start: Tensor | None, start_step: int = 0) -> Tensor:
         rows, made = x.contiguous(), torch.empty((len(x), self._outer))
         added = 0 if start is None else start.data_ptr()
         kernels.call(
@@ -88,18 +85,6 @@ def keep_exact(weight: Tensor, bias: Tensor | None = None) -> Linear:
         return Linear(weight, bias)
     kept = HalfLinear(weight, bias)
     return kept if kept.exact else Linear(weight, bias)
-
-
-@cache
-def find_team() -> bool:
-    """Tell the kernels for float16 of the threads that torch computes with; False if there are no such kernels here."""
-    found = [*Path(torch.__path__[0], "lib").glob("libgomp*")]
-    if not (found and kernels.has("multiply")):
-        return False
-    openmp = ctypes.CDLL(str(found[0]))
-    functions = (openmp.GOMP_parallel, openmp.omp_get_thread_num, openmp.omp_get_num_threads)
-    kernels.call("team", *(ctypes.cast(each, ctypes.c_void_p).value or 0 for each in functions))
-    return True
 
 
 def _times(x: Tensor, weight: Tensor) -> Tensor:
