@@ -22,6 +22,7 @@ ALIASES: Mapping[str, tuple[str, ...]] = {
     "tuning": ("finetuning_type",),
     "report_to": ("logging_to",),
     "parallel": ("fsdp",),
+    "packing": ("sample_packing", "neat_packing", "padding_free"),
     "use_liger_kernel": ("enable_liger_kernel",),
 }
 # Null, and the -1 of some, leave these to us.

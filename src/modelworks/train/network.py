@@ -13,6 +13,7 @@ from modelworks.train.plan import Provider, provider_on
 from modelworks.train.spec import TrainSpec
 from modelworks.train.strategy import Setup
 from modelworks.weights.loading import Quantization, load_network
+from modelworks.weights.scoring import pack_rows
 
 
 def choose_provider(asked: Provider, device: str, job: JobContext) -> Provider:
@@ -30,6 +31,8 @@ def build_network(setup: Setup, quantization: Quantization | None = None) -> Any
     if setup.provider == "unsloth":
         return _build_with_unsloth(setup, quantization)
     network = load_network(setup.model.path, setup.dtype, setup.device, quantization)
+    if setup.spec.packing != "auto":
+        pack_rows(network, setup.spec.packing)
     set_seed(setup.spec.seed)
     if setup.spec.tuning == "full":
         hasten(network, setup.spec)

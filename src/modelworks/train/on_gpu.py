@@ -1,4 +1,7 @@
-"""Faster ways that libraries have on a GPU: Liger's kernels (Hsu et al. 2024, arXiv:2410.10989), and torch.compile."""
+"""Faster ways that are asked for, most of them on a GPU: packed rows, Liger's kernels, torch.compile.
+
+Liger: Hsu et al. 2024, arXiv:2410.10989.
+"""
 
 from __future__ import annotations
 
@@ -20,15 +23,17 @@ _KERNELS = {
 def check_on_gpu(spec: TrainSpec) -> Iterator[Problem]:
     """Tell what cannot be had of what is asked for."""
     code = "unsupported_combination"
-    for field in ("use_liger_kernel", "torch_compile"):
-        if not getattr(spec, field):
+    for field in ("packing", "use_liger_kernel", "torch_compile"):
+        if getattr(spec, field) is not True:
             continue
-        if device_of(spec) == "cpu":
+        if field == "packing" and (spec.gradient_checkpointing or spec.strategy == "reward"):
+            yield Problem(field, "gradient_checkpointing and reward take no packed rows", "leave it at auto", code)
+        elif field != "packing" and device_of(spec) == "cpu":
             yield Problem(field, "is for a GPU, and this trains on the CPU", "leave it away", code)
         elif field == "use_liger_kernel" and find_spec("liger_kernel") is None:
             yield Problem(field, "liger-kernel is not installed here", "pip install liger-kernel, or leave it away")
         if spec.provider == "unsloth":
-            yield Problem(field, "unsloth has kernels of its own", "leave it away, or choose huggingface", code)
+            yield Problem(field, "unsloth has its own", "leave it away, or choose huggingface", code)
     if spec.torch_compile and spec.trains_parts:
         yield Problem("torch_compile", "fsdp divides the layers it compiles", "leave it away, or choose ddp", code)
 

@@ -25,7 +25,7 @@ from modelworks.weights.loading import choose_device, choose_dtype, keep_freed_m
 _WITHOUT_EFFECT = {
     "model", "dataset", "name", "replace", "output_dir", "logging_steps", "save_steps", "save_total_limit",
     "report_to", "sample_prompts", "sample_max_new_tokens", "merge", "export_gguf", "gradient_checkpointing",
-    "device", "dtype", "use_liger_kernel", "torch_compile",
+    "device", "dtype", "packing", "use_liger_kernel", "torch_compile",
 }  # fmt: skip
 
 # Where weights are divided, layers come and go: in memory that is kept they would leave holes as large as themselves.

@@ -93,6 +93,10 @@ class TrainSpec(Spec):
     parallel: Literal["ddp", "fsdp"] = Field(
         "ddp", description="ddp: every process holds all weights; fsdp: they are divided among the processes"
     )
+    packing: bool | Literal["auto"] = Field(
+        "auto",
+        description="compute rows as one sequence without padding, what they begin alike with once; auto: on a CPU",
+    )
     use_liger_kernel: bool = Field(
         False,
         description="on a GPU, compute norms, positions and MLPs by Liger's kernels, where they are installed",

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from functools import cache
+from functools import cache, partial
 from itertools import takewhile
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -35,10 +35,11 @@ class Packed(NamedTuple):
     owners: Tensor
 
 
-def pack(rows: Sequence[list[int]]) -> Packed:
+def pack(rows: Sequence[list[int]], device: Any = "cpu") -> Packed:
     """Put rows of token ids into one sequence; beside each stand those that it is alike with for longest."""
     import torch
 
+    made = partial(torch.tensor, device=device)
     width = max(map(len, rows))
     ids: list[int] = []
     positions: list[int] = []
@@ -53,7 +54,7 @@ def pack(rows: Sequence[list[int]]) -> Packed:
         positions += range(alike, len(rows[row]))
         owners += range(row * width + alike, row * width + len(rows[row]))
         before = row
-    return Packed(torch.tensor([ids]), torch.tensor([positions]), places, torch.tensor(owners))
+    return Packed(made([ids]), made([positions]), places.to(device), made(owners))
 
 
 def _alike(one: Sequence[int], other: Sequence[int]) -> int:
@@ -63,12 +64,12 @@ def _alike(one: Sequence[int], other: Sequence[int]) -> int:
 def can_pack(network: Any, width: int) -> bool:
     """Whether a Llama-like network, here and now, lets every position see all before it and nothing else.
 
-    On a GPU the gathering would cost more than it saves; and layers that are computed again when going back would no
-    longer find how the rows were packed.
+    On a GPU only where `scoring.pack_rows` asked for it, for there padding costs little; and layers that are computed
+    again when going back would no longer find how the rows were packed.
     """
     config = network.config
     return (
-        network.device.type == "cpu"
+        getattr(network, "packs_rows", network.device.type == "cpu")
         and config._attn_implementation == "sdpa"
         and not (network.training and network.is_gradient_checkpointing)
         and width <= (getattr(config, "sliding_window", None) or width)
@@ -98,7 +99,12 @@ def _register() -> None:
 
     def attend(module: Any, query: Tensor, key: Tensor, value: Tensor, mask: None, packed: Packed, **named: Any) -> Any:
         query, key, value = (_spread(each, packed.places) for each in (query, key, value))
-        if query.dtype == torch.float32 and packed.places.shape[1] <= MOST_TOKENS and not named["dropout"]:
+        if (
+            query.is_cpu
+            and query.dtype == torch.float32
+            and packed.places.shape[1] <= MOST_TOKENS
+            and not named["dropout"]
+        ):
             out = attend_causally(query, key, value, named["scaling"])
         else:
             out, _ = usual(module, query, key, value, mask, **named)

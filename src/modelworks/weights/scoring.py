@@ -7,6 +7,7 @@ from contextlib import nullcontext
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
+from modelworks.core.errors import Unsupported
 from modelworks.weights.packing import Packed, attending_to_rows, can_pack, pack
 
 if TYPE_CHECKING:
@@ -44,6 +45,18 @@ def shares_beginnings(network: Any, width: int) -> bool:
     """Whether `answer_scores` would compute what rows of at most `width` tokens begin alike with once."""
     causal = _causal(network)
     return type(causal).__name__ in _PLAIN_HEADS and can_pack(causal, width)
+
+
+def pack_rows(network: Any, wanted: bool) -> None:
+    """Have `answer_scores` pack rows, or not, whatever the device.
+
+    Raises:
+        Unsupported: it cannot be done with such a network.
+    """
+    causal = _causal(network)
+    causal.packs_rows = wanted
+    if wanted and not shares_beginnings(network, 1):
+        raise Unsupported(f"the rows of {type(causal).__name__} cannot be packed; leave packing at auto")
 
 
 def answer_scores(
@@ -112,9 +125,9 @@ def _pack(causal: Any, input_ids: Tensor, scored: Tensor) -> Packed | None:
     rows, width = input_ids.shape
     if rows == 1 or not shares_beginnings(causal, width):
         return None
-    lengths = (scored.long() * torch.arange(1, width + 1)).amax(1).tolist()
+    lengths = (scored.long() * torch.arange(1, width + 1, device=scored.device)).amax(1).tolist()
     cut = [ids[:length] for ids, length in zip(input_ids.tolist(), lengths, strict=True)]
-    return pack(cut) if any(cut) else None
+    return pack(cut, input_ids.device) if any(cut) else None
 
 
 def _is_plain(causal: Any, head: Any) -> bool:

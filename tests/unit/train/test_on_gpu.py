@@ -15,6 +15,7 @@ from modelworks.core.errors import Unsupported
 from modelworks.train import on_gpu
 from modelworks.train.on_gpu import check_on_gpu, compile_layers, hasten
 from modelworks.train.spec import TrainSpec
+from modelworks.weights.scoring import pack_rows
 
 BOTH = ("use_liger_kernel", "torch_compile")
 
@@ -30,11 +31,16 @@ def spec_of(**changes: Any) -> TrainSpec:
         ({"device": "cpu"} | dict.fromkeys(BOTH, True), [f"{name}: is for a GPU" for name in BOTH]),
         ({"device": "cuda", "use_liger_kernel": True}, ["use_liger_kernel: liger-kernel is not installed here"]),
         ({"device": "cuda", "torch_compile": True}, []),
-        ({"device": "cuda", "torch_compile": True, "provider": "unsloth"}, ["torch_compile: unsloth has kernels"]),
+        ({"device": "cuda", "torch_compile": True, "provider": "unsloth"}, ["torch_compile: unsloth has its own"]),
         (
             {"device": "cuda", "torch_compile": True, "parallel": "fsdp", "num_processes": 2, "tuning": "full"},
             ["torch_compile: fsdp divides the layers"],
         ),
+        ({"device": "cpu", "packing": True}, []),
+        ({"device": "cuda", "packing": False, "gradient_checkpointing": True, "provider": "unsloth"}, []),
+        ({"packing": True, "gradient_checkpointing": True}, ["packing: gradient_checkpointing and reward"]),
+        ({"packing": True, "strategy": "reward"}, ["packing: gradient_checkpointing and reward"]),
+        ({"packing": True, "provider": "unsloth"}, ["packing: unsloth has its own"]),
     ],
 )
 def test_what_cannot_be_had_is_said_before_the_start(
@@ -50,15 +56,17 @@ def test_what_cannot_be_had_is_said_before_the_start(
 
 def test_the_words_of_others_are_known() -> None:
     assert spec_of(enable_liger_kernel=True).use_liger_kernel
+    assert spec_of(sample_packing=True).packing is True
+    assert spec_of().packing == "auto"
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")  # of torch, about what it traces
-def test_compiled_layers_learn_the_same_and_are_saved_under_the_same_names(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.parametrize("packing", [True, False])
+def test_compiled_layers_learn_the_same_and_are_saved_under_the_same_names(tmp_path: Path, packing: bool) -> None:
     plain, compiled = (adapted(tmp_path) for _ in range(2))
     kept = set(compiled.state_dict())
-    monkeypatch.setattr("modelworks.weights.scoring.can_pack", lambda *_: False)  # as on a GPU
+    for network in (plain, compiled):
+        pack_rows(network, packing)
 
     compile_layers(compiled, backend="eager")
 
@@ -98,12 +106,14 @@ def test_liger_is_asked_for_all_but_the_loss(tmp_path: Path, monkeypatch: pytest
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="gpu")
-@pytest.mark.parametrize("field", BOTH)
-def test_a_gpu_learns_the_same_with_them(tmp_path: Path, field: str) -> None:
-    if field == "use_liger_kernel":
+@pytest.mark.parametrize("fields", [("packing",), *((field,) for field in BOTH), ("packing", *BOTH)])
+def test_a_gpu_learns_the_same_with_them(tmp_path: Path, fields: tuple[str, ...]) -> None:
+    if "use_liger_kernel" in fields:
         pytest.importorskip("liger_kernel")
     plain, fast = (adapted(tmp_path).to("cuda") for _ in range(2))
-    hasten(fast, spec_of(device="cuda", **{field: True}))
+    hasten(fast, spec_of(device="cuda", **dict.fromkeys(fields, True)))
+    if "packing" in fields:
+        pack_rows(fast, True)
 
     (loss, gradients), (expected, wanted) = learn(fast), learn(plain)
 

@@ -9,11 +9,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from modelworks.core.errors import Unsupported
 from modelworks.weights import scoring
 from modelworks.weights.causal_attention import attend_causally
 from modelworks.weights.loading import load_network
 from modelworks.weights.packing import pack
-from modelworks.weights.scoring import answer_losses
+from modelworks.weights.scoring import answer_losses, pack_rows
 from tiny import tiny_llama
 
 
@@ -105,6 +106,33 @@ def test_rows_stay_apart_where_packing_would_give_something_else(
     torch.autograd.backward(losses.sum())
 
     assert len(losses) == int((labels != -100).sum())
+
+
+@pytest.mark.parametrize(("device", "wanted", "packed"), [("cpu", None, True), ("cpu", False, False),
+                                                          ("cuda", None, False), ("cuda", True, True)])  # fmt: skip
+def test_rows_are_packed_on_a_cpu_or_where_that_is_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, device: str, wanted: bool | None, packed: bool
+) -> None:
+    ids, labels = batch()
+    network: Any = load_network(tiny_llama(tmp_path), torch.float32, "cpu")
+    monkeypatch.setattr(type(network), "device", torch.device(device))
+    seen: list[tuple[int, ...]] = []
+    network.model.embed_tokens.register_forward_hook(lambda _module, inputs, _out: seen.append(inputs[0].shape))
+
+    if wanted is not None:
+        pack_rows(network, wanted)
+    answer_losses(network, ids, labels)
+
+    assert (seen[0] != ids.shape) == packed
+
+
+def test_what_cannot_be_packed_is_said_where_it_is_asked_for(tmp_path: Path) -> None:
+    network: Any = load_network(tiny_llama(tmp_path), torch.float32, "cpu")
+    network.set_attn_implementation("eager")
+
+    pack_rows(network, False)
+    with pytest.raises(Unsupported, match="the rows of LlamaForCausalLM cannot be packed; leave packing at auto"):
+        pack_rows(network, True)
 
 
 @pytest.mark.parametrize("tokens", [1, 47, 49, 130, 300])

@@ -54,11 +54,8 @@ class Pair:
     lengths: Tensor | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Adapter:
-    """By (layer, projection)."""
-
-    pairs: dict[tuple[int, str], Pair]
+# By layer and projection.
+Adapter = dict[tuple[int, str], Pair]
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,7 +207,7 @@ class Adapters:
 
     def _gains_of(self, adapter: Adapter) -> dict[str, list[Tensor]]:
         """For each product that DoRA changes and each layer (out,): the rows' lengths, given to found, less 1."""
-        dora = {name for (_, name), pair in adapter.pairs.items() if pair.lengths is not None}
+        dora = {name for (_, name), pair in adapter.items() if pair.lengths is not None}
         layers = range(self._shape.layers)
         return {
             kind: [self._gain(adapter, layer, kind) for layer in layers]
@@ -223,7 +220,7 @@ class Adapters:
         whole = self._weights.layers[layer].linear[kind].whole().float()
         gains = []
         for name, weight in zip(names, torch.split(whole, [size[name][0] for name in names]), strict=True):
-            pair = adapter.pairs.get((layer, name))
+            pair = adapter.get((layer, name))
             if pair is None or pair.lengths is None:
                 gains.append(weight.new_zeros(len(weight)))
             else:
@@ -278,7 +275,7 @@ class Adapters:
 
     def _rank(self, name: str) -> int:
         """The largest of a projection's updates."""
-        every = (pair for adapter in self._resident.values() for (_, of), pair in adapter.pairs.items() if of == name)
+        every = (pair for adapter in self._resident.values() for (_, of), pair in adapter.items() if of == name)
         return max((len(pair.down) for pair in every), default=0)
 
     def _padded(self, layer: int, name: str, rank: int) -> tuple[Tensor, Tensor]:
@@ -287,7 +284,7 @@ class Adapters:
         count = len(self._resident)
         down, up = torch.zeros(count, inner, rank), torch.zeros(count, rank, outer)
         for number, adapter in enumerate(self._resident.values()):
-            pair = adapter.pairs.get((layer, name))
+            pair = adapter.get((layer, name))
             if pair is not None:
                 down[number, :, : len(pair.down)] = pair.down.T
                 up[number, : len(pair.down)] = pair.up.T
@@ -316,7 +313,7 @@ def read_adapter(folder: Path, shape: Shape) -> Adapter:
         if not tensor.isfinite().all():
             raise Invalid(f"{folder}: {name} holds NaN or infinity; the training went wrong")
         halves.setdefault((int(match[1]), match[2]), {})[match[3] or match[4]] = tensor.float()
-    return Adapter({key: _pair(folder, config, shape, key, found) for key, found in halves.items()})
+    return {key: _pair(folder, config, shape, key, found) for key, found in halves.items()}
 
 
 def _pair(folder: Path, config: JsonObject, shape: Shape, key: tuple[int, str], found: dict[str, Tensor]) -> Pair:

@@ -51,7 +51,7 @@ class StartIn(BaseModel):
     optim: str = Field("adamw_torch", description="refused: always AdamW with 32-bit states")
     per_device_eval_batch_size: int | None = Field(None, description="refused: measures in training batches")
     group_by_length: bool = Field(True, description="refused: rows are always grouped by length")
-    packing: bool = Field(False, description="refused: rows are never packed")
+    packing: bool = Field(False, description="refused: rows are packed on a CPU, padded on a GPU")
     use_chat_template: bool = Field(True, description="refused: the model's chat template is always used")
     eval_split: float | None = Field(None, description="refused: rows are held out when data comes in")
     eval_steps: int | None = Field(None, description="refused: held-out rows are measured at the end")

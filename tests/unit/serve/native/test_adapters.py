@@ -30,7 +30,7 @@ def test_every_choice_of_adapters_gives_each_row_its_own_update(
     for rank, (name, targeted) in enumerate(targets.items(), start=least_rank):
         folder = tiny_adapter(tmp_path / name, base, targets=targeted, rank=rank, seed=rank)
         adapters.add(name, folder)
-        pairs = read_adapter(folder, shape).pairs
+        pairs = read_adapter(folder, shape)
         halves = [pairs.get((1, f"mlp.{half}_proj")) for half in ("gate", "up")]
         none = torch.zeros(shape.inner, shape.hidden)
         changes[name] = torch.cat([none if pair is None else pair.up @ pair.down for pair in halves])
