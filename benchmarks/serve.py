@@ -400,8 +400,8 @@ class Bench:
                 if done.returncode:
                     raise RuntimeError(done.stderr.strip().splitlines()[-1])
             # Of another torch than ours, they only break what imports them where it finds them.
-            unfit = [str(place / "bin" / "pip"), "uninstall", "-q", "-y", "torchvision", "torchaudio"]
-            subprocess.run(unfit, check=True, capture_output=True)
+            unfit = [str(place / "bin" / "pip"), "uninstall", "-q", "-y"]
+            subprocess.run([*unfit, "torchvision", "torchaudio", "torchcodec"], check=True, capture_output=True)
             (place / "made").touch()
         return place / "bin"
 
@@ -458,7 +458,10 @@ class Bench:
             command = ["sh", "-c", 'exec "$@" 2>&1', "sh", str(self.venv(tool) / "python"), "-m"]
             command += ["vllm.entrypoints.openai.api_server", "--model", self.base, "--port", port]
             command += ["--max-num-seqs", str(SLOTS), "--max-model-len", "2048", "--dtype", self.dtype]
-            return self.server(command, lambda line: f"http://127.0.0.1:{port}" if "startup complete" in line else None)
+            # GiB of keys and values; by itself it takes nearly all the memory there is.
+            own = {"VLLM_CPU_KVCACHE_SPACE": "2"}
+            ready = f"http://127.0.0.1:{port}"
+            return self.server(command, lambda line: ready if "startup complete" in line else None, **own)
         kind = tool.partition(" ")[2].upper() or {"float32": "F32", "bfloat16": "BF16"}[self.dtype]
         command = [str(self.venv("llama.cpp") / "python"), "-c", LLAMA, self._gguf(kind), str(CORES), port]
         return self.server(command, lambda line: line.strip() if line.startswith("http") else None)
