@@ -387,7 +387,8 @@ class Bench:
 
     def _pull(self, home: Path) -> None:
         own = os.environ | {"MODELWORKS_HOME": str(home)}
-        subprocess.run([str(BIN / "modelworks"), "pull", BASE], env=own, check=True, stdout=subprocess.DEVNULL)
+        command = [str(BIN / "modelworks"), "pull", BASE, "--replace"]
+        subprocess.run(command, env=own, check=True, stdout=subprocess.DEVNULL)
 
     def venv(self, name: str) -> Path:
         """A peer's own Python, made once."""
