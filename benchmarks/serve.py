@@ -29,7 +29,6 @@ import psutil
 ROOT = Path(__file__).parent
 BIN = Path(sys.executable).parent
 BASE, TOKENS, ADAPTERS, SLOTS = "smollm2-135m", 128, 8, 32
-ENDS = (0, 2)  # of this model; answers go on behind them, so that all engines write as much
 CORES = psutil.cpu_count(logical=False) or 1
 PEERS = ("transformers", "llama.cpp", "llama.cpp f16", "llama.cpp bf16", "openvino", "vllm")
 PARTS = ("modelworks", "engine alone", "adapters", "engine openvino", "prefix")
@@ -248,12 +247,10 @@ def requests_for(streams: int) -> int:
     return min(max(3, 2 * streams), 32)
 
 
-async def one_over_http(url: str, model: str, chat: Any, told: dict[str, Any], *, bias: bool) -> None:
+async def one_over_http(url: str, model: str, chat: Any, told: dict[str, Any]) -> None:
     host, port = url.removeprefix("http://").rstrip("/").split(":")
     body = {"model": model, "messages": chat, "max_tokens": TOKENS, "temperature": 0, "stream": True,
             "stream_options": {"include_usage": True}, "ignore_eos": True}  # fmt: skip
-    if bias:
-        body["logit_bias"] = {str(token): -100 for token in ENDS}
     text = json.dumps(body).encode()
     reader, writer = await asyncio.open_connection(host, int(port))
     head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: {host}:{port}\r\nConnection: close\r\n"
@@ -272,12 +269,8 @@ async def one_over_http(url: str, model: str, chat: Any, told: dict[str, Any], *
         raise RuntimeError(f"{url} gave no answer")
 
 
-def drive_http(url: str, model: str, *, bias: bool) -> None:
-    """The client process: `streams` requests at once until all are answered.
-
-    Args:
-        bias: whether the server is told by a bias, and not by `ignore_eos`, that answers go on.
-    """
+def drive_http(url: str, model: str) -> None:
+    """The client process: `streams` requests at once until all are answered."""
 
     async def run(asked: dict[str, Any]) -> dict[str, Any]:
         told: dict[str, Any] = {"tokens": 0, "first": [], "between": []}
@@ -287,7 +280,7 @@ def drive_http(url: str, model: str, *, bias: bool) -> None:
         async def stream() -> None:
             while waiting:
                 chat, name = waiting.pop(0)
-                await one_over_http(url, name, chat, told, bias=bias)
+                await one_over_http(url, name, chat, told)
 
         start = time.perf_counter()
         await asyncio.gather(*(stream() for _ in range(asked["streams"])))
@@ -314,9 +307,8 @@ def drive_alone(folder: str) -> None:
     def more(number: int) -> None:
         messages = tuple(ChatMessage(turn["role"], turn["content"]) for turn in waiting.pop(0))
         request = GenerateRequest(
-            id=str(number), model="m", messages=messages, max_tokens=TOKENS, temperature=0,
-            logit_bias=tuple((token, -100.0) for token in ENDS),
-        )  # fmt: skip
+            id=str(number), model="m", messages=messages, max_tokens=TOKENS, temperature=0, ignore_eos=True
+        )
         last[request.id] = time.perf_counter()
         loop.put(model.make_sequence(request, None))
 
@@ -434,7 +426,7 @@ class Bench:
         else:
             url, pid = stack.enter_context(self._serving(tool))
             model = BASE if tool in PARTS else self.base
-            driven = Driven([*drive, "http", url, model, *(["bias"] if tool == "modelworks" else [])], pid)
+            driven = Driven([*drive, "http", url, model], pid)
         stack.callback(driven.close)
         driven.ask(chats_of(99, 1), 1)  # loads and warms
         return driven
@@ -584,7 +576,7 @@ def main() -> None:
     asked = parser.parse_args()
     if asked.drive:
         kind, *words = asked.drive
-        drive_alone(words[0]) if kind == "alone" else drive_http(words[0], words[1], bias="bias" in words)
+        drive_alone(words[0]) if kind == "alone" else drive_http(*words)
         return
     # For all alike: threads that spin for long while they wait are no faster on a quiet machine, and far slower on a
     # busy one.

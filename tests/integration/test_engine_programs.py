@@ -69,14 +69,17 @@ def test_a_gpu_is_served_by_vllm_with_the_prompt_as_tokens_and_adapters_beside_t
     shelf: list[Model | Adapter], tmp_path: Path
 ) -> None:
     async def act(gateway: Gateway, notes: Path) -> None:
-        asked = [ask(name, max_tokens=2, stop=("x",), seed=3) for name in ("tiny", "left", "right", "tiny")]
+        asked = [ask(name, max_tokens=2, stop=("x",), seed=3) for name in ("tiny", "left", "right")]
+        asked.append(ask("tiny", max_tokens=2, ignore_eos=True))
         answers = await asyncio.gather(*(answer_to(gateway, each) for each in asked))
 
         names = ["tiny", shelf[1].id, shelf[2].id, "tiny"]
         assert [text for text, _ in answers] == [f"{name}:0 {name}:1 " for name in names]
         assert [(end.reason, end.completion_tokens) for _, end in answers] == [("length", 2)] * 4
-        body = read(notes)[0]["asked"]
+        bodies = [each["asked"] for each in read(notes)]
+        body, behind = (next(each for each in bodies if each["ignore_eos"] == wanted) for wanted in (False, True))
         assert len(body["prompt"]) == answers[0][1].prompt_tokens == 16
+        assert behind["stop_token_ids"] == []
         assert (body["stop"], body["seed"], body["temperature"], body["stop_token_ids"]) == (["x"], 3, 0, [2])
         (status,) = await gateway.stats()
         assert status.deployment.engine == "vllm"

@@ -67,6 +67,7 @@ class Asked(_Known):
     frequency_penalty: float | None = Field(None, ge=-2, le=2)
     logit_bias: dict[int, float] | None = None
     response_format: ResponseFormat | None = None
+    ignore_eos: bool | None = Field(None, description="an extension: go on until max_tokens, for measurements")
     n: int | None = Field(None, ge=1, le=16)
     stop: str | list[str] | None = None
     seed: int | None = None
@@ -197,8 +198,10 @@ def _requests(asked: Asked, inputs: Sequence[dict[str, Any]], max_tokens: int | 
     bias = asked.logit_bias or {}
     if any(not -100 <= value <= 100 for value in bias.values()):
         raise invalid("logit_bias", "a value beyond -100 to 100", "give one between")
-    numbers = ("temperature", "top_p", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty")
-    same: dict[str, Any] = {name: value for name in numbers if (value := getattr(asked, name)) is not None}
+    plain = (
+        "temperature", "top_p", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty", "ignore_eos",
+    )  # fmt: skip
+    same: dict[str, Any] = {name: value for name in plain if (value := getattr(asked, name)) is not None}
     same |= {"max_tokens": max_tokens, "top_k": max(asked.top_k or 0, 0), "stop": _stops(asked.stop)}
     same |= {"logit_bias": tuple(bias.items()), "guide": _guide(asked.response_format)}
     return [

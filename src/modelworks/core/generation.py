@@ -36,6 +36,7 @@ class GenerateRequest:
 
     `model` is the name of a model or an adapter. An absent `max_tokens` means up to the end of the context.
     `temperature` 0 is greedy; `top_k` 0 and `top_p` 1 are off. The same seed gives the same text in any company.
+    `ignore_eos` goes on behind what ends an answer, as those who measure want it.
     `logprobs` asks for each token's, and for those of so many alternatives. `tools` are functions the model may call,
     in JSON; of those in `must_call` it has to call one, or several unless `one_call`. `echo` repeats the prompt.
     `embed` asks for the prompt's Embedding in place of an answer.
@@ -57,6 +58,7 @@ class GenerateRequest:
     frequency_penalty: float = 0.0
     logit_bias: tuple[tuple[int, float], ...] = ()
     logprobs: int | None = None
+    ignore_eos: bool = False
     guide: Guide | None = None
     tools: str = ""
     must_call: tuple[str, ...] = ()

@@ -31,7 +31,7 @@ logger = logging.getLogger(__name__)
 
 _TAKEN = (
     "messages", "prompt", "max_tokens", "temperature", "top_p", "top_k", "seed", "stop", "min_p", "repetition_penalty",
-    "presence_penalty", "frequency_penalty",
+    "presence_penalty", "frequency_penalty", "ignore_eos",
 )  # fmt: skip
 _GIGABYTE = 1024**3
 # Of the memory free after the weights are in.
@@ -67,14 +67,14 @@ class Process:
         try:
             self._load()
         except ModelworksError as error:
-            self._tell("", Failed(error.code, error.message))
+            self._tell(("", Failed(error.code, error.message)))
             return
         except Exception as error:  # whatever OpenVINO does not like in a file; it will not go better the next time
             logger.exception("the model could not be loaded")
-            self._tell("", Failed(Unsupported.code, f"OpenVINO cannot open {self.spec.model_name}: {error}"))
+            self._tell(("", Failed(Unsupported.code, f"OpenVINO cannot open {self.spec.model_name}: {error}")))
             return
         threading.Thread(target=self._read, name="read", daemon=True).start()
-        self._tell("", wire.Ready())
+        self._tell(("", wire.Ready()))
         while True:
             with self._news:
                 # one that was cancelled is let go by a step
@@ -121,10 +121,10 @@ class Process:
                     self._begin(request)
                 except ModelworksError as error:
                     self._counts.failed += 1
-                    self._tell(request.id, Failed(error.code, error.message))
+                    self._tell((request.id, Failed(error.code, error.message)))
                 except RuntimeError as error:  # what OpenVINO thinks of the numbers
                     self._counts.failed += 1
-                    self._tell(request.id, Failed(Invalid.code, f"OpenVINO refuses this request: {error}"))
+                    self._tell((request.id, Failed(Invalid.code, f"OpenVINO refuses this request: {error}")))
             case wire.Cancel(id_):
                 with self._news:
                     if answer := self._answers.pop(id_, None):
@@ -132,20 +132,20 @@ class Process:
                         answer.handle.cancel()
                         self._news.notify()
             case wire.AskStats(id_):
-                self._tell(id_, self._stats())
+                self._tell((id_, self._stats()))
             case wire.AddAdapter(id_):
                 what = "the engine openvino serves no adapters; merge it into the model, or use the engine native"
-                self._tell(id_, Failed(Unsupported.code, what))
+                self._tell((id_, Failed(Unsupported.code, what)))
             case wire.RemoveAdapter(id_):
-                self._tell(id_, wire.Done())
+                self._tell((id_, wire.Done()))
             case wire.Remake(id_):
-                self._tell(id_, Failed(Unsupported.code, "the engine openvino makes no weights from a recipe"))
+                self._tell((id_, Failed(Unsupported.code, "the engine openvino makes no weights from a recipe")))
 
     def _begin(self, request: GenerateRequest) -> None:
         if beyond := request.beyond(_TAKEN):
             raise Unsupported(f"the engine openvino has no {', '.join(beyond)}; leave it out, or use native")
         prompt = self._prompts.read(request)
-        self._tell(request.id, Started(len(prompt)))
+        self._tell((request.id, Started(len(prompt))))
         text = Detokenizer(self._prompts.tokenizer.decode, request.stop)
         tensor = self._openvino.Tensor(self._numpy.array([prompt], dtype="int64"))
         self._number += 1
@@ -158,7 +158,8 @@ class Process:
         config = self._genai.GenerationConfig()
         most = self._prompts.max_context - prompt
         config.max_new_tokens = most if request.max_tokens is None else request.max_tokens
-        config.stop_token_ids = set(self._prompts.ends)
+        config.ignore_eos = request.ignore_eos
+        config.stop_token_ids = set() if request.ignore_eos else set(self._prompts.ends)
         config.do_sample = request.temperature > 0
         if config.do_sample:
             config.temperature, config.top_p, config.min_p = request.temperature, request.top_p, request.min_p
@@ -171,11 +172,15 @@ class Process:
         return config
 
     def _collect(self) -> None:
-        """Tell what the last step gave each answer."""
+        """Tell what the last step gave each answer, all at once: the gateway wakes up for each time it is told."""
         with self._news:
             answers = list(self._answers.values())
+        told: list[tuple[str, wire.Report]] = []
         for answer in answers:
-            reason = self._tokens_of(answer)
+            id_ = answer.request.id
+            said, count, reason = self._tokens_of(answer)
+            if count:
+                told.append((id_, Token(said, count)))
             if answer.text.stopped:
                 answer.handle.stop()
                 reason = "stop"
@@ -183,18 +188,19 @@ class Process:
                 self._drop(answer)
                 self._counts.failed += 1
                 what = "no room for this request in OpenVINO's cache"
-                self._tell(answer.request.id, Failed(EngineFailed.code, what))
+                told.append((id_, Failed(EngineFailed.code, what)))
             if reason:
                 self._drop(answer)
                 self._counts.finished += 1
                 self._counts.prompt_tokens += answer.prompt_tokens
                 if rest := answer.text.close():
-                    self._tell(answer.request.id, Token(rest, 0))
+                    told.append((id_, Token(rest, 0)))
                 end = Finished("length" if reason == "length" else "stop", answer.prompt_tokens, answer.tokens)
-                self._tell(answer.request.id, end)
+                told.append((id_, end))
+        self._tell(*told)
 
-    def _tokens_of(self, answer: Answer) -> str:
-        """Read what is there; return why it ended, if it has."""
+    def _tokens_of(self, answer: Answer) -> tuple[str, int, str]:
+        """Read what is there: its text, how many tokens, and why it ended, if it has."""
         reasons = self._genai.GenerationFinishReason
         reason, said, count = "", "", 0
         while answer.handle.can_read() and not reason and not answer.text.stopped:
@@ -206,9 +212,7 @@ class Process:
                 reason = {reasons.STOP: "stop", reasons.LENGTH: "length"}.get(output.finish_reason, reason)
         answer.tokens += count
         self._counts.generated_tokens += count
-        if count:
-            self._tell(answer.request.id, Token(said, count))
-        return reason
+        return said, count, reason
 
     def _drop(self, answer: Answer) -> None:
         with self._news:
@@ -222,10 +226,10 @@ class Process:
             **vars(self._counts),
         )  # fmt: skip
 
-    def _tell(self, id_: str, report: wire.Report) -> None:
+    def _tell(self, *reports: tuple[str, wire.Report]) -> None:
         # A gateway that is gone is noticed where orders are read.
         with self._sending, suppress(OSError):
-            self.channel.sendall(wire.write_report(id_, report))
+            self.channel.sendall(b"".join(wire.write_report(id_, report) for id_, report in reports))
 
 
 def main(descriptor: int, spec: EngineSpec) -> None:

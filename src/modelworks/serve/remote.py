@@ -35,7 +35,7 @@ _LOG_BYTES = 2000
 # What every such server is asked for under OpenAI's names.
 _TAKEN = (
     "messages", "prompt", "max_tokens", "temperature", "top_p", "top_k", "seed", "stop", "min_p", "repetition_penalty",
-    "presence_penalty", "frequency_penalty", "logit_bias",
+    "presence_penalty", "frequency_penalty", "logit_bias", "ignore_eos",
 )  # fmt: skip
 
 
@@ -172,7 +172,7 @@ class RemoteEngine:
             "model": adapter or self._spec.model_name, "prompt": tokens, "max_tokens": most, "stream": True,
             "stream_options": {"include_usage": True}, "temperature": request.temperature, "top_p": request.top_p,
             "top_k": request.top_k, "min_p": request.min_p, "presence_penalty": request.presence_penalty,
-            "frequency_penalty": request.frequency_penalty,
+            "frequency_penalty": request.frequency_penalty, "ignore_eos": request.ignore_eos,
         }  # fmt: skip
         if request.seed is not None:
             body["seed"] = request.seed
@@ -180,7 +180,8 @@ class RemoteEngine:
             body["stop"] = list(request.stop)
         if request.logit_bias:
             body["logit_bias"] = {str(token): bias for token, bias in request.logit_bias}
-        return body | self._program.fields(request, sorted(self._prompts.ends))
+        ends = [] if request.ignore_eos else sorted(self._prompts.ends)
+        return body | self._program.fields(request, ends)
 
     async def add_adapter(self, name: str, folder: Path) -> None:
         if self._program.no_adapters:

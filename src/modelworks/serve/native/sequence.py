@@ -106,6 +106,7 @@ class Sequence:
         Raises:
             Invalid: the form asked for cannot be kept any longer.
         """
+        ends = frozenset() if self.request.ignore_eos else ends
         self.tokens.append(token)
         if self._counts:
             self.seen[token] = self.seen.get(token, 0) + 1

@@ -240,3 +240,16 @@ def _letter(token: str) -> str:
 
     raw = bytes.fromhex(token)
     return raw.decode() if len(raw) > 1 else bytes_to_unicode()[raw[0]]
+
+
+def test_an_answer_goes_on_behind_its_end_where_that_is_asked_for(model: LoadedModel) -> None:
+    (end,) = list(model.ends)[:1]
+    always = ((end, 100.0),)
+
+    ended, going_on = answers(
+        model, ask(max_tokens=5, logit_bias=always), ask(max_tokens=5, logit_bias=always, ignore_eos=True)
+    )
+
+    assert (ended[-1].reason, ended[-1].completion_tokens) == ("stop", 1)
+    assert (going_on[-1].reason, going_on[-1].completion_tokens) == ("length", 5)
+    assert text(going_on) == text(ended) == ""
