@@ -173,6 +173,9 @@ class Client:
         params = {key: value for key, value in given.items() if value is not None}
         return self._object("GET", f"/modelworks/datasets/{quote(name)}/preview", params=params)
 
+    def remove_dataset(self, name: str) -> None:
+        self._send("DELETE", f"/modelworks/datasets/{quote(name)}")
+
     def models(self) -> list[Model | Adapter]:
         return TypeAdapter(list[Model | Adapter]).validate_json(self._send("GET", "/modelworks/models"))
 
@@ -186,6 +189,9 @@ class Client:
 
     def alias(self, name: str, new_name: str) -> None:
         self._send("POST", f"/modelworks/models/{quote(name)}/alias", json={"alias": new_name})
+
+    def remove_model(self, name: str) -> None:
+        self._send("DELETE", f"/modelworks/models/{quote(name)}")
 
     def lineage(self, name: str) -> JsonObject:
         return self._object("GET", f"/modelworks/models/{quote(name)}/lineage")

@@ -348,3 +348,34 @@ def test_a_torn_last_line_of_events_is_dropped_and_the_story_goes_on(
 
     assert queue.get_job(database, job.id).state is JobState.SUCCEEDED
     assert steps_told(database, job) == [1, 2, 3]
+
+
+def test_a_worker_without_jobs_looks_only_when_somebody_has_written(
+    make_worker: Callable[[], Worker], database: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looks: list[float] = []
+    look = queue.running
+
+    def running(database: Database) -> list[queue.Claim]:
+        looks.append(time.monotonic())
+        return look(database)
+
+    monkeypatch.setattr(queue, "running", running)
+    elsewhere = open_database(f"sqlite:///{tmp_path / 'test.db'}")
+    worker = make_worker()
+    worker.start()
+    try:
+        time.sleep(1)
+        looks.clear()
+        time.sleep(1)
+        assert not looks
+
+        job = submit(elsewhere)
+        deadline = time.monotonic() + 30
+        while not queue.get_job(database, job.id).state.is_final:
+            assert time.monotonic() < deadline, "it took too long"
+            time.sleep(0.05)
+        assert len(looks) > 1
+    finally:
+        worker.stop()
+        elsewhere.close()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from importlib import import_module
+import pkgutil
 
 from modelworks.core.spec import Spec
 
@@ -14,6 +14,5 @@ _PLACES = {
 
 
 def spec_of(kind: str) -> type[Spec]:
-    module, _, name = _PLACES[kind].rpartition(".")
-    found: type[Spec] = getattr(import_module(f"modelworks.{module}"), name)
+    found: type[Spec] = pkgutil.resolve_name(f"modelworks.{_PLACES[kind]}")
     return found

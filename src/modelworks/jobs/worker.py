@@ -72,8 +72,8 @@ class Worker:
         if self._thread is not None:
             self._thread.join()
 
-    def step(self) -> None:
-        """Look at every running job once, then fill the free slots."""
+    def step(self) -> bool:
+        """Look at every running job once, then fill the free slots; return whether there is any job to look after."""
         claims = queue.running(self.database)
         for claim in claims:
             if claim.job.kind not in self.runless:
@@ -84,21 +84,27 @@ class Worker:
             if (look_after := self.runless.get(claim.job.kind)) is not None:
                 look_after(claim)
         self._share_cores([claim.job for claim in claims if claim.job.kind not in self.runless])
+        return bool(claims) or queue.any_unfinished(self.database)
 
     def folder(self, job_id: str) -> JobFolder:
         return JobFolder(self.settings.home / "jobs" / job_id)
 
     def _run(self) -> None:
-        lock, swept = None, False
+        lock, swept, seen = None, False, None
         while lock is None and not self._stopping.wait(STEP_SECONDS):
             lock = files.try_lock(self.settings.home / "worker.lock")
         while not self._stopping.wait(STEP_SECONDS):
             try:
-                self.step()
+                # Where there was nothing to do and nobody has written since, there is still nothing to do.
+                now = self.database.version()
+                if now is not None and now == seen:
+                    continue
+                going_on = self.step()
                 if not swept:
                     # After the first step: what a run left finished while nobody looked is recorded by then.
                     files.sweep(self.settings.home, catalog.paths_in_use(self.database), LEFT_BEHIND_SECONDS)
                     swept = True
+                seen = None if going_on else now
             except ModelworksError as error:
                 # A locked database or a full disk: said, and tried again at the next step.
                 logger.warning("worker step failed", extra={"reason": error.message})

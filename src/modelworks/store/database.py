@@ -28,6 +28,7 @@ class Database:
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
         self._writing = engine.execution_options(modelworks_write=True)
+        self._watched: Any = None
 
     @contextmanager
     def read(self) -> Iterator[Connection]:
@@ -47,7 +48,17 @@ class Database:
                 connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": ADVISORY_KEY})
             yield connection
 
+    def version(self) -> object:
+        """What is another whenever anybody has written; None where the database does not tell. For one thread only."""
+        if self.engine.dialect.name != "sqlite":
+            return None
+        if self._watched is None:
+            self._watched = self.engine.raw_connection()
+        return self._watched.cursor().execute("PRAGMA data_version").fetchone()[0]
+
     def close(self) -> None:
+        if self._watched is not None:
+            self._watched.close()
         self.engine.dispose()
 
 

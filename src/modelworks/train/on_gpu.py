@@ -23,9 +23,8 @@ _KERNELS = {
 def check_on_gpu(spec: TrainSpec) -> Iterator[Problem]:
     """Tell what cannot be had of what is asked for."""
     code = "unsupported_combination"
-    for field in ("packing", "use_liger_kernel", "torch_compile"):
-        if getattr(spec, field) is not True:
-            continue
+    asked = [name for name in ("packing", "use_liger_kernel", "torch_compile") if getattr(spec, name) is True]
+    for field in asked:
         if field == "packing" and (spec.gradient_checkpointing or spec.strategy == "reward"):
             yield Problem(field, "gradient_checkpointing and reward take no packed rows", "leave it at auto", code)
         elif field != "packing" and device_of(spec) == "cpu":

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from functools import cache, partial
+from functools import cache
 from itertools import takewhile
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -39,7 +39,6 @@ def pack(rows: Sequence[list[int]], device: Any = "cpu") -> Packed:
     """Put rows of token ids into one sequence; beside each stand those that it is alike with for longest."""
     import torch
 
-    made = partial(torch.tensor, device=device)
     width = max(map(len, rows))
     ids: list[int] = []
     positions: list[int] = []
@@ -54,7 +53,8 @@ def pack(rows: Sequence[list[int]], device: Any = "cpu") -> Packed:
         positions += range(alike, len(rows[row]))
         owners += range(row * width + alike, row * width + len(rows[row]))
         before = row
-    return Packed(made([ids]), made([positions]), places.to(device), made(owners))
+    made = (torch.tensor([ids]), torch.tensor([positions]), places, torch.tensor(owners))
+    return Packed(*(each.to(device) for each in made))
 
 
 def _alike(one: Sequence[int], other: Sequence[int]) -> int:

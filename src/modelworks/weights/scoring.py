@@ -53,10 +53,9 @@ def pack_rows(network: Any, wanted: bool) -> None:
     Raises:
         Unsupported: it cannot be done with such a network.
     """
-    causal = _causal(network)
-    causal.packs_rows = wanted
+    _causal(network).packs_rows = wanted
     if wanted and not shares_beginnings(network, 1):
-        raise Unsupported(f"the rows of {type(causal).__name__} cannot be packed; leave packing at auto")
+        raise Unsupported(f"the rows of {network.config.model_type} models cannot be packed; leave packing at auto")
 
 
 def answer_scores(

@@ -79,3 +79,23 @@ def test_artifacts_of_an_older_workspace_are_numbered_in_the_order_of_their_maki
         numbers = connection.execute(text("SELECT id, number FROM artifacts ORDER BY number")).all()
     migrated.close()
     assert [tuple(row) for row in numbers] == [("a", 1), ("b", 2), ("c", 3)]
+
+
+def test_the_version_is_another_once_somebody_has_written(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path / 'a.db'}"
+    ours, theirs = open_database(url), open_database(url)
+    try:
+        versions = [ours.version()]
+        for database in (ours, theirs):
+            with database.read() as connection:
+                connection.execute(text("SELECT * FROM jobs"))
+            versions.append(ours.version())
+            with database.write() as connection:
+                connection.execute(text("CREATE TABLE a (b)" if database is ours else "DROP TABLE a"))
+            versions.append(ours.version())
+    finally:
+        ours.close()
+        theirs.close()
+
+    first, after_read, second, after_their_read, third = versions
+    assert first == after_read != second == after_their_read != third

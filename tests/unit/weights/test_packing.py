@@ -131,7 +131,7 @@ def test_what_cannot_be_packed_is_said_where_it_is_asked_for(tmp_path: Path) -> 
     network.set_attn_implementation("eager")
 
     pack_rows(network, False)
-    with pytest.raises(Unsupported, match="the rows of LlamaForCausalLM cannot be packed; leave packing at auto"):
+    with pytest.raises(Unsupported, match="the rows of llama models cannot be packed; leave packing at auto"):
         pack_rows(network, True)
 
 
