@@ -34,10 +34,16 @@ demo: setup ## Fine-tune two experts, merge them, evaluate, serve, ask: the main
 check: setup ## Lint, types, import rules and unit tests: under two minutes
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check --quiet .
-	@# Types beside the tests, which leave a core idle while they begin and end.
-	@said=$$(mktemp); $(BIN)/mypy >$$said 2>&1 & types=$$!; \
-	$(BIN)/lint-imports && OMP_NUM_THREADS=1 $(PYTEST) -n 2 --dist loadfile tests/unit tests/test_house.py; ended=$$?; \
-	wait $$types || ended=$$?; cat $$said; rm $$said; exit $$ended
+	@$(MAKE) --no-print-directory --output-sync -j 3 types floors unit
+
+.PHONY: types floors unit
+types floors unit: setup
+types:
+	$(BIN)/mypy
+floors:
+	$(BIN)/lint-imports
+unit:
+	OMP_NUM_THREADS=1 $(PYTEST) -n 2 --dist loadfile tests/unit tests/test_house.py
 
 # The contract tests need the ports that the five documents name, so they run alone.
 test: check ## Everything CI runs: check, then integration, property and contract tests
