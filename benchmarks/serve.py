@@ -393,8 +393,9 @@ class Bench:
                 if done.returncode:
                     raise RuntimeError(done.stderr.strip().splitlines()[-1])
             # Of another torch than ours, they only break what imports them where it finds them.
-            unfit = [str(place / "bin" / "pip"), "uninstall", "-q", "-y"]
-            subprocess.run([*unfit, "torchvision", "torchaudio", "torchcodec"], check=True, capture_output=True)
+            unfit = ("torchvision", "torchaudio", "torchcodec")
+            command = [str(place / "bin" / "pip"), "uninstall", "-q", "-y", *unfit]
+            subprocess.run(command, check=True, capture_output=True)
             (place / "made").touch()
         return place / "bin"
 

@@ -84,7 +84,10 @@ class Worker:
             if (look_after := self.runless.get(claim.job.kind)) is not None:
                 look_after(claim)
         self._share_cores([claim.job for claim in claims if claim.job.kind not in self.runless])
-        return bool(claims) or queue.any_unfinished(self.database)
+        if claims:
+            return True
+        counts = queue.count_by_state(self.database)
+        return bool(counts[JobState.RUNNING] or counts[JobState.QUEUED])
 
     def folder(self, job_id: str) -> JobFolder:
         return JobFolder(self.settings.home / "jobs" / job_id)

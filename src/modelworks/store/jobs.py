@@ -131,13 +131,6 @@ def running(database: Database) -> list[Claim]:
     return _claims(database, JobState.RUNNING)
 
 
-def any_unfinished(database: Database) -> bool:
-    """Whether a job is running, or is to run by itself."""
-    query = select(jobs.c.id).where(jobs.c.state.in_((JobState.RUNNING, JobState.QUEUED))).limit(1)
-    with database.read() as connection:
-        return connection.scalar(query) is not None
-
-
 def count_by_state(database: Database) -> dict[JobState, int]:
     """How many jobs there are of each state."""
     query = select(jobs.c.state, func.count()).group_by(jobs.c.state)

@@ -243,8 +243,7 @@ def _letter(token: str) -> str:
 
 
 def test_an_answer_goes_on_behind_its_end_where_that_is_asked_for(model: LoadedModel) -> None:
-    (end,) = list(model.ends)[:1]
-    always = ((end, 100.0),)
+    always = ((min(model.ends), 100.0),)
 
     ended, going_on = answers(
         model, ask(max_tokens=5, logit_bias=always), ask(max_tokens=5, logit_bias=always, ignore_eos=True)
