@@ -42,6 +42,8 @@ class Scripted(ModelServerEntry):
         if self.greeting == "hang at activate":
             (self.folder / f"activating-{os.getpid()}").touch()
             time.sleep(600)
+        if self.greeting == "patient":  # its process waits for a whole batch, however busy the machine is
+            sys.modules["__main__"].GATHER_SECONDS = 60
 
     def deactivate(self):
         (self.folder / f"deactivated-{os.getpid()}").touch()
@@ -97,7 +99,8 @@ def entries_folder(folder: Path) -> Path:
   "sick": {{"name": "Scripted", "params": {{"folder": {place}, "greeting": "raise at activate"}}}},
   "slow": {{"name": "Scripted", "params": [{place}, "hang at activate"]}},
   "lost": {{"name": "Scriptd", "params": []}},
-  "narrow": {{"name": "Scripted", "params": [{place}], "batch_size": 2}}
+  "narrow": {{"name": "Scripted", "params": [{place}], "batch_size": 2}},
+  "patient": {{"name": "Scripted", "params": [{place}, "patient"]}}
 }}
 """
     )

@@ -82,11 +82,9 @@ def test_an_entry_answers_with_its_callers_roles_and_counts_words(tmp_path: Path
 
 def test_eight_calls_at_once_are_one_inference(tmp_path: Path) -> None:
     async def play(gateway: Gateway, folder: Path) -> None:
-        await gateway.load("scripted")
+        answers = await asyncio.gather(*(answer_to(gateway, say(f"number {i}", "patient")) for i in range(8)))
 
-        answers = await asyncio.gather(*(answer_to(gateway, say(f"number {index}")) for index in range(8)))
-
-        assert [text for text, _ in answers] == [f"http://hello: user=number {index}" for index in range(8)]
+        assert [text for text, _ in answers] == [f"patient: user=number {i}" for i in range(8)]
         assert inferences(folder) == [(8, 0.7)]
 
     with_entries(tmp_path, play)

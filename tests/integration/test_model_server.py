@@ -82,6 +82,7 @@ def test_every_name_is_told_loaded_or_not(url: str) -> None:
         "slow": ("entry", "unloaded", 0),
         "lost": ("entry", "unloaded", 0),
         "narrow": ("entry", "unloaded", 0),
+        "patient": ("entry", "unloaded", 0),
         "org/tiny": ("model", "ready", 1),
         "tuned": ("adapter", "ready", 1),
     }
