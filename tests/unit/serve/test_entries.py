@@ -23,10 +23,10 @@ def test_comments_go_and_strings_that_look_like_them_stay() -> None:
 def test_an_entry_has_its_class_its_parameters_and_its_batch_size(tmp_path: Path) -> None:
     entries = read_entries(entries_folder(tmp_path / "own"), 8)
 
-    assert list(entries) == ["scripted", "sick", "slow", "lost", "narrow"]
+    assert list(entries) == ["scripted", "sick", "slow", "lost", "narrow", "patient"]
     assert entries["scripted"].params == [str(tmp_path / "own"), "http://hello"]
     assert entries["sick"].params == {"folder": str(tmp_path / "own"), "greeting": "raise at activate"}
-    assert [entry.batch_size for entry in entries.values()] == [8, 8, 8, 8, 2]
+    assert [entry.batch_size for entry in entries.values()] == [8, 8, 8, 8, 2, 8]
 
 
 def test_the_example_can_be_read() -> None:
