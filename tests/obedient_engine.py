@@ -20,7 +20,7 @@ def main() -> None:
     channel = socket.socket(fileno=int(sys.argv[1]))
 
     def tell(id_: str, report: wire.Report) -> None:
-        channel.sendall(wire.write_report(id_, report))
+        channel.sendall(wire.write_reports([(id_, report)]))
 
     tell("", wire.Ready())
     for line in channel.makefile("rb"):

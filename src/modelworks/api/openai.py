@@ -148,6 +148,20 @@ async def _stream(
 
 async def _together(app: Services, requests: Sequence[GenerateRequest]) -> AsyncGenerator[_Numbered, None]:
     """Run all requests at once; yield (number, event) as they come. Closing early cancels all of them."""
+    try:
+        if len(requests) == 1:  # as most are: its tokens need no queue
+            async with aclosing(app.gateway.generate(requests[0])) as events:
+                async for event in events:
+                    yield 0, event
+        else:
+            async with aclosing(_side_by_side(app, requests)) as numbered:
+                async for each in numbered:
+                    yield each
+    except NotFound as error:
+        raise wire.ModelNotFound(error.message) from None
+
+
+async def _side_by_side(app: Services, requests: Sequence[GenerateRequest]) -> AsyncGenerator[_Numbered, None]:
     arrived: asyncio.Queue[_Numbered | Exception | None] = asyncio.Queue(maxsize=len(requests))
 
     async def run(index: int, request: GenerateRequest) -> None:
@@ -156,8 +170,6 @@ async def _together(app: Services, requests: Sequence[GenerateRequest]) -> Async
                 async for event in events:
                     await arrived.put((index, event))
             await arrived.put(None)
-        except NotFound as error:
-            await arrived.put(wire.ModelNotFound(error.message))
         except Exception as error:  # noqa: BLE001 - carried to the reader, who raises it
             await arrived.put(error)
 

@@ -177,9 +177,9 @@ class ChildEngine:
     async def _read(self, reader: asyncio.StreamReader) -> None:
         try:
             while line := await reader.readline():
-                id_, report = wire.read_report(line)
-                if id_ in self._boxes:  # a cancelled request's last words have no reader
-                    self._boxes[id_].put(report)
+                for id_, report in wire.read_reports(line):
+                    if id_ in self._boxes:  # a cancelled request's last words have no reader
+                        self._boxes[id_].put(report)
         except (OSError, ValueError) as error:  # or it says what nobody can read
             logger.info("the socket of an engine broke", extra={"error": str(error)})
         finally:

@@ -48,9 +48,11 @@ class Process:
     _waiting: list[GenerateRequest] = field(default_factory=list)
     _over: bool = False
     _news: threading.Condition = field(default_factory=threading.Condition)
-    _sending: threading.Lock = field(default_factory=threading.Lock)
     _counts: Counts = field(default_factory=Counts)
     _running: int = 0
+
+    def __post_init__(self) -> None:
+        self._teller = wire.Teller(self.channel)
 
     def run(self) -> None:
         """Load the entry and serve until the socket ends."""
@@ -189,9 +191,7 @@ class Process:
         )  # fmt: skip
 
     def _tell(self, id_: str, report: wire.Report) -> None:
-        # A gateway that is gone is noticed where orders are read.
-        with self._sending, suppress(OSError):
-            self.channel.sendall(wire.write_report(id_, report))
+        self._teller.tell([(id_, report)])
 
 
 def _conversation(request: GenerateRequest) -> list[dict[str, str]]:

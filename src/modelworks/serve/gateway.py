@@ -261,6 +261,8 @@ class Gateway:
 async def _next(
     events: AsyncGenerator[EngineEvent, None], deadline: float | None, seconds: float | None
 ) -> EngineEvent | None:
+    if deadline is None:
+        return await anext(events, None)
     try:
         async with asyncio.timeout_at(deadline):
             return await anext(events, None)

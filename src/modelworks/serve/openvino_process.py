@@ -58,9 +58,11 @@ class Process:
     channel: socket.socket
     _answers: dict[str, Answer] = field(default_factory=dict)
     _news: threading.Condition = field(default_factory=threading.Condition)
-    _sending: threading.Lock = field(default_factory=threading.Lock)
     _counts: Counts = field(default_factory=Counts)
     _number: int = 0
+
+    def __post_init__(self) -> None:
+        self._teller = wire.Teller(self.channel)
 
     def run(self) -> None:
         """Load the model and serve until the socket ends."""
@@ -227,9 +229,7 @@ class Process:
         )  # fmt: skip
 
     def _tell(self, *reports: tuple[str, wire.Report]) -> None:
-        # A gateway that is gone is noticed where orders are read.
-        with self._sending, suppress(OSError):
-            self.channel.sendall(b"".join(wire.write_report(id_, report) for id_, report in reports))
+        self._teller.tell(reports)
 
 
 def main(descriptor: int, spec: EngineSpec) -> None:

@@ -11,7 +11,6 @@ import logging
 import os
 import socket
 import sys
-from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from modelworks.core.errors import ModelworksError
@@ -24,14 +23,17 @@ from modelworks.serve.native.model import LoadedModel, load
 
 logger = logging.getLogger(__name__)
 
+# The longest that the gateway may be stopped, as by Ctrl-Z, without taking what is told.
+_STOPPED_SECONDS = 7 * 24 * 3600.0
+
 
 class Process:
     """Reads orders, prepares requests beside the computing thread, writes reports."""
 
-    def __init__(
-        self, spec: EngineSpec, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, make: Make | None
-    ) -> None:
-        self._spec, self._reader, self._writer, self._make = spec, reader, writer, make
+    def __init__(self, spec: EngineSpec, reader: asyncio.StreamReader, teller: wire.Teller, make: Make | None) -> None:
+        self._spec, self._reader, self._make = spec, reader, make
+        # The computing thread tells by itself: waking another one in every step would cost the step.
+        self._tell = teller.tell
         self._events = asyncio.get_running_loop()
         # One thread: tokenising a huge prompt delays other prompts, never the answers going on.
         self._preparing = ThreadPoolExecutor(1, "prepare")
@@ -62,7 +64,7 @@ class Process:
             self._tell([("", told)])
             return
         self._model: LoadedModel = model
-        self._loop = Loop(model, self._tell_from_thread, self._spec.max_sequences, self._make)
+        self._loop = Loop(model, self._tell, self._spec.max_sequences, self._make)
         self._computing.submit(self._compute)
         self._tell([("", wire.Ready())])
 
@@ -104,17 +106,14 @@ class Process:
             self._tell([(request.id, Started(sequence.prompt_tokens))])
             self._loop.put(sequence)
 
-    def _tell_from_thread(self, reports: Sequence[tuple[str, wire.Report]]) -> None:
-        self._events.call_soon_threadsafe(self._tell, reports)
-
-    def _tell(self, reports: Sequence[tuple[str, wire.Report]]) -> None:
-        self._writer.write(b"".join(wire.write_report(id_, report) for id_, report in reports))
-
 
 async def _main(descriptor: int, spec: EngineSpec, make: Make | None) -> None:
     channel = socket.socket(fileno=descriptor)
-    reader, writer = await asyncio.open_unix_connection(sock=channel, limit=wire.MAX_LINE_BYTES)
-    await Process(spec, reader, writer, make).run()
+    sending = channel.dup()
+    reader, _ = await asyncio.open_unix_connection(sock=channel, limit=wire.MAX_LINE_BYTES)
+    # To the system the two are one, which never waits because asyncio reads from it; with a limit Python waits itself.
+    sending.settimeout(_STOPPED_SECONDS)
+    await Process(spec, reader, wire.Teller(sending), make).run()
 
 
 def main(make: Make | None = None) -> None:

@@ -1,8 +1,12 @@
-"""The lines between gateway and engine process: one JSON object each, over one socket for all requests."""
+"""The lines between gateway and engine process over one socket: an order each, or the reports of one step."""
 
 from __future__ import annotations
 
 import dataclasses
+import socket
+import threading
+from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any, TypeAlias, get_args
 
 import orjson
@@ -97,14 +101,32 @@ def read_order(line: bytes) -> Order:
     return order
 
 
-def write_report(id_: str, report: Report) -> bytes:
-    # A lone surrogate cannot be written as UTF-8, and no tokenizer should give one; it must not end the engine.
-    if isinstance(report, Token):
-        report = dataclasses.replace(report, text=report.text.encode("utf-8", "replace").decode())
-    return orjson.dumps({"id": id_, "type": type(report).__name__, "body": report}) + b"\n"
+def write_reports(reports: Sequence[tuple[str, Report]]) -> bytes:
+    return orjson.dumps([(id_, type(report).__name__, _writable(report)) for id_, report in reports]) + b"\n"
 
 
-def read_report(line: bytes) -> tuple[str, Report]:
-    message = orjson.loads(line)
-    report: Report = _REPORTS[message["type"]].validate_python(message["body"])
-    return message["id"], report
+def read_reports(line: bytes) -> list[tuple[str, Report]]:
+    return [(id_, _REPORTS[kind].validate_python(body)) for id_, kind, body in orjson.loads(line)]
+
+
+class Teller:
+    """The engine's end of the socket, for any of its threads: what is told at once arrives at once.
+
+    Args:
+        channel: blocks when it is full.
+    """
+
+    def __init__(self, channel: socket.socket) -> None:
+        self._channel, self._sending = channel, threading.Lock()
+
+    def tell(self, reports: Sequence[tuple[str, Report]]) -> None:
+        # A gateway that is gone is noticed where orders are read.
+        with self._sending, suppress(OSError):
+            self._channel.sendall(write_reports(reports))
+
+
+def _writable(report: Report) -> Report:
+    """A lone surrogate cannot be written as UTF-8, and no tokenizer should give one; it must not end the engine."""
+    if isinstance(report, Token) and not report.text.isascii():
+        return dataclasses.replace(report, text=report.text.encode("utf-8", "replace").decode())
+    return report

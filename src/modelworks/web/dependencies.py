@@ -10,8 +10,8 @@ from fastapi.requests import HTTPConnection
 from modelworks.app.services import Services
 
 
-def services(connection: HTTPConnection) -> Services:
-    """The services of the server that this request, or WebSocket, came to."""
+async def services(connection: HTTPConnection) -> Services:
+    """The services of the server that this request, or WebSocket, came to. Async, or it would cost each a thread."""
     found: Services = connection.app.state.services
     return found
 

@@ -27,7 +27,7 @@ WAITS_PER_READ = 4
 _EVENT = TypeAdapter(Event)
 
 
-def stop_sign(connection: HTTPConnection) -> asyncio.Event:
+async def stop_sign(connection: HTTPConnection) -> asyncio.Event:
     """What is set when the server is about to end."""
     found: asyncio.Event = connection.app.state.stopping
     return found

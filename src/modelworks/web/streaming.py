@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, Callable
+from contextlib import suppress
 
 import orjson
 from starlette.requests import ClientDisconnect, Request
@@ -33,7 +34,7 @@ async def stream(
     except BaseException:
         await source.aclose()
         raise
-    return _EventStream(source, _kept_open(first, source, told))
+    return _EventStream(first, source, told)
 
 
 def data(body: JsonObject) -> bytes:
@@ -41,43 +42,69 @@ def data(body: JsonObject) -> bytes:
 
 
 class _EventStream(StreamingResponse):
-    def __init__(self, source: AsyncGenerator[bytes, None], kept_open: AsyncGenerator[bytes, None]) -> None:
-        self._source, self._kept_open = source, kept_open
+    """Sends each event in the task that it comes to: what a token passes through is work that the engine waits for.
+
+    Another task looks now and then how long that one has waited already, and for whom.
+    """
+
+    def __init__(
+        self, first: bytes, source: AsyncGenerator[bytes, None], told: Callable[[ModelworksError], JsonObject]
+    ) -> None:
+        self._first, self._source, self._told = first, source, told
+        self._is_sending, self._since = True, 0.0
         headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
-        super().__init__(kept_open, media_type="text/event-stream", headers=headers)
+        super().__init__(source, media_type="text/event-stream", headers=headers)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        async def send_soon(message: Message) -> None:
-            try:
-                async with asyncio.timeout(STALLED_SECONDS):
-                    await send(message)
-            except TimeoutError:
-                raise ClientDisconnect from None
-
         try:
-            await super().__call__(scope, receive, send_soon)
+            await super().__call__(scope, receive, send)
         finally:
-            # The reader first: a source that somebody still waits for cannot be closed.
-            await self._kept_open.aclose()
             await self._source.aclose()
 
-
-async def _kept_open(
-    first: bytes, source: AsyncGenerator[bytes, None], told: Callable[[ModelworksError], JsonObject]
-) -> AsyncGenerator[bytes, None]:
-    yield first
-    while True:
-        following = asyncio.ensure_future(anext(source))
+    async def stream_response(self, send: Send) -> None:
+        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
         try:
-            while not (await asyncio.wait({following}, timeout=HEARTBEAT_SECONDS))[0]:
-                yield HEARTBEAT
-            event = following.result()
-        except StopAsyncIteration:
+            async with asyncio.timeout(None) as patience:
+                watching = asyncio.create_task(self._watch(send, patience))
+                try:
+                    await self._send_all(send)
+                finally:
+                    watching.cancel()
+                    await asyncio.gather(watching, return_exceptions=True)
+        except TimeoutError:
+            raise ClientDisconnect from None
+
+    async def _send_all(self, send: Send) -> None:
+        now = asyncio.get_running_loop().time
+        event: bytes | None = self._first
+        while event is not None:
+            self._is_sending, self._since = True, now()
+            await send(_part(event))
+            self._is_sending, self._since = False, now()
+            event = await self._next()
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    async def _next(self) -> bytes | None:
+        try:
+            return await anext(self._source, None)
+        except ModelworksError as error:  # after which the source has no more
+            return data(self._told(error))
+
+    async def _watch(self, send: Send, patience: asyncio.Timeout) -> None:
+        now = asyncio.get_running_loop().time
+        while True:
+            left = self._since + (STALLED_SECONDS if self._is_sending else HEARTBEAT_SECONDS) - now()
+            if left > 0:
+                await asyncio.sleep(min(left, HEARTBEAT_SECONDS))
+                continue
+            if not self._is_sending:
+                self._since = now()
+                with suppress(TimeoutError):
+                    await asyncio.wait_for(send(_part(HEARTBEAT)), STALLED_SECONDS)
+                    continue
+            patience.reschedule(now())
             return
-        except ModelworksError as error:
-            yield data(told(error))
-            return
-        finally:
-            following.cancel()
-            await asyncio.gather(following, return_exceptions=True)
-        yield event
+
+
+def _part(event: bytes) -> Message:
+    return {"type": "http.response.body", "body": event, "more_body": True}

@@ -26,7 +26,7 @@ from modelworks.core.ids import new_id
 from modelworks.serve.engine import EngineSpec
 from modelworks.serve.native.loop import Loop
 from modelworks.serve.native.model import LoadedModel, load
-from modelworks.serve.wire import Report, read_report, write_report
+from modelworks.serve.wire import Report, read_reports, write_reports
 from tiny import tiny_llama
 
 TEMPLATE = """
@@ -80,7 +80,7 @@ def answers(model: LoadedModel, *requests: GenerateRequest) -> list[list[Any]]:
     told: list[tuple[str, Report]] = []
 
     def tell(reports: Sequence[tuple[str, Report]]) -> None:
-        told.extend(read_report(write_report(*each)) for each in reports)
+        told.extend(read_reports(write_reports(reports)))
 
     loop = Loop(model, tell, 8)
     for request in requests:
