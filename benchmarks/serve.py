@@ -30,6 +30,8 @@ ROOT = Path(__file__).parent
 BIN = Path(sys.executable).parent
 BASE, TOKENS, ADAPTERS, SLOTS = "smollm2-135m", 128, 8, 32
 CORES = psutil.cpu_count(logical=False) or 1
+# Between two looks at the memory, each of which costs; and before each turn, as some engines spin on after theirs.
+LOOK_SECONDS, REST_SECONDS = 0.5, 2.0
 PEERS = ("transformers", "llama.cpp", "llama.cpp f16", "llama.cpp bf16", "openvino", "vllm")
 PARTS = ("modelworks", "engine alone", "adapters", "engine openvino", "prefix")
 PACKAGES = {
@@ -220,7 +222,7 @@ class Driven:
         raise RuntimeError("".join(self._said[-6:]).strip() or "it ended without a word")
 
     def _watch(self, over: threading.Event) -> None:
-        while not over.wait(0.1):
+        while not over.wait(LOOK_SECONDS):
             tree = [self._measured, *self._measured.children(recursive=True)]
             self.peak_mb = max(self.peak_mb, sum(_resident_mb(process) for process in tree))
 
@@ -499,7 +501,7 @@ class Bench:
         return str(place)
 
     def compare(self, tools: Sequence[str], streams: Sequence[int], repeats: int) -> None:
-        """Ask every tool in turn, so that what else the machine does meets all of them."""
+        """Ask every tool in turn, there and back, so that what else the machine does meets all of them."""
         with ExitStack() as stack:
             driven: dict[str, Driven] = {}
             for tool in tools:
@@ -513,7 +515,8 @@ class Bench:
                 told: dict[str, list[dict[str, Any]]] = {tool: [] for tool in driven}
                 for round_ in range(repeats):
                     chats = chats_of(100 * count + round_, requests_for(count))
-                    for tool, one in driven.items():
+                    for tool, one in list(driven.items())[:: -1 if round_ % 2 else 1]:
+                        time.sleep(REST_SECONDS)
                         models = [f"lora{i}" for i in range(ADAPTERS)] if tool == "adapters" else []
                         told[tool].append(one.ask(chats, count, models))
                 for tool, runs in told.items():
