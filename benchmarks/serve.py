@@ -30,8 +30,8 @@ ROOT = Path(__file__).parent
 BIN = Path(sys.executable).parent
 BASE, TOKENS, ADAPTERS, SLOTS = "smollm2-135m", 128, 8, 32
 CORES = psutil.cpu_count(logical=False) or 1
-# Between two looks at the memory, each of which costs; and before each turn, as some engines spin on after theirs.
-LOOK_SECONDS, REST_SECONDS = 0.5, 2.0
+# Between two looks at the memory, each of which costs; and how long an engine that was stopped has to come to itself.
+LOOK_SECONDS, WAKE_SECONDS = 0.5, 1.0
 PEERS = ("transformers", "llama.cpp", "llama.cpp f16", "llama.cpp bf16", "openvino", "vllm")
 PARTS = ("modelworks", "engine alone", "adapters", "engine openvino", "prefix")
 PACKAGES = {
@@ -207,6 +207,18 @@ class Driven:
             over.set()
             watcher.join()
         return answer
+
+    def pause(self) -> None:
+        for process in self._tree():
+            process.suspend()
+
+    def resume(self) -> None:
+        for process in self._tree():
+            process.resume()
+
+    def _tree(self) -> list[psutil.Process]:
+        roots = {self._process.pid, self._measured.pid}
+        return [each for pid in roots for each in (psutil.Process(pid), *psutil.Process(pid).children(recursive=True))]
 
     def close(self) -> None:
         self._process.kill()
@@ -501,13 +513,18 @@ class Bench:
         return str(place)
 
     def compare(self, tools: Sequence[str], streams: Sequence[int], repeats: int) -> None:
-        """Ask every tool in turn, there and back, so that what else the machine does meets all of them."""
+        """Ask every tool in turn, there and back, so that what else the machine does meets all of them.
+
+        The others are stopped meanwhile: some engines spin on after their turn, and none sleeps for nothing.
+        """
         with ExitStack() as stack:
             driven: dict[str, Driven] = {}
             for tool in tools:
                 try:
                     same = driven.get("modelworks") if tool == "adapters" else None
                     driven[tool] = same or self.start("modelworks" if tool == "adapters" else tool, stack)
+                    driven[tool].pause()
+                    stack.callback(driven[tool].resume)
                 except (RuntimeError, OSError, subprocess.SubprocessError) as error:
                     self.skipped[tool] = str(error)[-300:]
                     print(f"{tool} is left out: {self.skipped[tool]}", flush=True)
@@ -516,9 +533,11 @@ class Bench:
                 for round_ in range(repeats):
                     chats = chats_of(100 * count + round_, requests_for(count))
                     for tool, one in list(driven.items())[:: -1 if round_ % 2 else 1]:
-                        time.sleep(REST_SECONDS)
                         models = [f"lora{i}" for i in range(ADAPTERS)] if tool == "adapters" else []
+                        one.resume()
+                        time.sleep(WAKE_SECONDS)
                         told[tool].append(one.ask(chats, count, models))
+                        one.pause()
                 for tool, runs in told.items():
                     self._add(tool, count, runs, driven[tool].peak_mb)
 
