@@ -12,6 +12,7 @@ import sys
 from collections import deque
 from collections.abc import AsyncGenerator
 from contextlib import suppress
+from itertools import chain
 from pathlib import Path
 
 import orjson
@@ -52,12 +53,36 @@ class _Mailbox:
         return self._reports.popleft()
 
 
+class _Reading(asyncio.Protocol):
+    """Puts reports into their boxes as they arrive: a task that read them would cost every token a turn of the loop."""
+
+    def __init__(self) -> None:
+        self.boxes: dict[str, _Mailbox] = {"": _Mailbox()}
+        self.over = asyncio.Event()
+        self._rest = b""
+
+    def data_received(self, data: bytes) -> None:
+        *lines, self._rest = (self._rest + data).split(b"\n")
+        try:
+            for id_, report in chain.from_iterable(map(wire.read_reports, lines)):
+                if id_ in self.boxes:  # a cancelled request's last words have no reader
+                    self.boxes[id_].put(report)
+        except ValueError as error:
+            logger.info("an engine said what nobody can read", extra={"error": str(error)})
+            self.over.set()
+
+    def connection_lost(self, _: Exception | None) -> None:
+        self.over.set()
+
+
 class ChildEngine:
     """An engine in a process of its own, in a process group of its own. Make one with `start`."""
 
-    def __init__(self, process: asyncio.subprocess.Process, writer: asyncio.StreamWriter, log_path: Path) -> None:
+    def __init__(
+        self, process: asyncio.subprocess.Process, writer: asyncio.Transport, reading: _Reading, log_path: Path
+    ) -> None:
         self._process, self._writer, self._log_path = process, writer, log_path
-        self._boxes: dict[str, _Mailbox] = {"": _Mailbox()}
+        self._boxes, self._over = reading.boxes, reading.over
         self._ended = asyncio.Event()
         self._end = self._why = ""
         self._stopping = False
@@ -81,9 +106,9 @@ class ChildEngine:
                 stdin=asyncio.subprocess.DEVNULL, stdout=log, stderr=log, env=dict(place.environment),
                 pass_fds=(theirs.fileno(),), start_new_session=True,
             )  # fmt: skip
-        reader, writer = await asyncio.open_unix_connection(sock=ours, limit=wire.MAX_LINE_BYTES)
-        engine = cls(process, writer, place.log_path)
-        engine._tasks = (asyncio.create_task(engine._read(reader)), asyncio.create_task(engine._reap()))
+        writer, reading = await asyncio.get_running_loop().create_unix_connection(_Reading, sock=ours)
+        engine = cls(process, writer, reading, place.log_path)
+        engine._tasks = (asyncio.create_task(engine._note_end()), asyncio.create_task(engine._reap()))
         try:
             report = await engine._boxes[""].get()
             if isinstance(report, Failed):
@@ -174,17 +199,6 @@ class ChildEngine:
         if not self._ended.is_set() and not self._stopping and not self._writer.is_closing():
             self._writer.write(wire.write_order(order))
 
-    async def _read(self, reader: asyncio.StreamReader) -> None:
-        try:
-            while line := await reader.readline():
-                for id_, report in wire.read_reports(line):
-                    if id_ in self._boxes:  # a cancelled request's last words have no reader
-                        self._boxes[id_].put(report)
-        except (OSError, ValueError) as error:  # or it says what nobody can read
-            logger.info("the socket of an engine broke", extra={"error": str(error)})
-        finally:
-            await self._note_end()
-
     async def _reap(self) -> None:
         # What the process started and left behind would keep its memory, and the socket open.
         await self._process.wait()
@@ -205,6 +219,7 @@ class ChildEngine:
                     self._kill()
 
     async def _note_end(self) -> None:
+        await self._over.wait()
         # Without its socket the process can do nothing; it may be gone already.
         if self._process.returncode is None:
             self._kill()

@@ -70,6 +70,7 @@ class Watch:
     def __post_init__(self) -> None:
         self.caller.model = self.model
         self._between = self.metrics.between.labels(self.model)
+        self._tokens = self.metrics.generation_tokens.labels(self.model)
 
     def see(self, event: EngineEvent) -> None:
         if isinstance(event, Started):
@@ -84,7 +85,7 @@ class Watch:
                 self.caller.first_token_ms = self.caller.first_token_ms or round(1000 * (now - self._begun), 1)
             self._last = now
             self.caller.output_tokens += event.tokens
-            self.metrics.generation_tokens.labels(self.model).inc(event.tokens)
+            self._tokens.inc(event.tokens)
             self.rate.add(event.tokens)
         elif isinstance(event, Finished):
             self.outcome = event.reason

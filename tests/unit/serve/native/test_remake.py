@@ -136,5 +136,5 @@ def test_an_order_and_its_answer_are_one_line_each() -> None:
     told = Remade({"cosines": {"a / b": -0.25}})
 
     assert wire.read_order(wire.write_order(order)) == order
-    reports = [("1", told), ("2", Finished("stop", 1, 2))]
+    reports: list[tuple[str, wire.Report]] = [("1", told), ("2", Finished("stop", 1, 2))]
     assert wire.read_reports(wire.write_reports(reports)) == reports
