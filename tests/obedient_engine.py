@@ -32,6 +32,11 @@ def main() -> None:
             case wire.Remake(id_, {"seconds": float(seconds)}):
                 time.sleep(seconds)
                 tell(id_, wire.Remade({}))
+            case wire.RemoveAdapter(id_):  # in pieces, of which one ends with its line's end
+                first, second = (wire.write_reports([(each, wire.Done())]) for each in ("nobody's", id_))
+                for piece in (first[:9], first[9:], second[:9], second[9:-1], second[-1:]):
+                    channel.sendall(piece)
+                    time.sleep(0.01)
             case wire.AddAdapter():
                 channel.sendall(b"I like adapters\n")
 

@@ -56,6 +56,14 @@ def test_an_engine_that_owes_an_answer_and_takes_no_step_is_ended_an_idle_one_is
     play(tmp_path, scene)
 
 
+def test_a_line_that_comes_in_pieces_is_read_whole(tmp_path: Path) -> None:
+    async def scene(engine: ChildEngine) -> None:
+        await asyncio.wait_for(engine.remove_adapter("any"), 10)
+        await asyncio.wait_for(engine.remove_adapter("another"), 10)
+
+    play(tmp_path, scene)
+
+
 def test_an_answer_may_take_any_time_and_so_may_making_weights(tmp_path: Path) -> None:
     async def scene(engine: ChildEngine) -> None:
         events = engine.generate(ask("m"), None)
