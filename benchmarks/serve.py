@@ -209,16 +209,17 @@ class Driven:
         return answer
 
     def pause(self) -> None:
-        for process in self._tree():
+        for process in self._processes():
             process.suspend()
 
     def resume(self) -> None:
-        for process in self._tree():
+        for process in self._processes():
             process.resume()
 
-    def _tree(self) -> list[psutil.Process]:
-        roots = {self._process.pid, self._measured.pid}
-        return [each for pid in roots for each in (psutil.Process(pid), *psutil.Process(pid).children(recursive=True))]
+    def _processes(self) -> list[psutil.Process]:
+        """Those that are measured, and the client where that is another."""
+        roots = {self._measured, psutil.Process(self._process.pid)}
+        return [each for root in roots for each in _tree(root)]
 
     def close(self) -> None:
         self._process.kill()
@@ -235,8 +236,11 @@ class Driven:
 
     def _watch(self, over: threading.Event) -> None:
         while not over.wait(LOOK_SECONDS):
-            tree = [self._measured, *self._measured.children(recursive=True)]
-            self.peak_mb = max(self.peak_mb, sum(_resident_mb(process) for process in tree))
+            self.peak_mb = max(self.peak_mb, sum(map(_resident_mb, _tree(self._measured))))
+
+
+def _tree(root: psutil.Process) -> list[psutil.Process]:
+    return [root, *root.children(recursive=True)]
 
 
 def _resident_mb(process: psutil.Process) -> float:
