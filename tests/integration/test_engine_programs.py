@@ -13,6 +13,7 @@ from collections.abc import Awaitable, Callable
 from contextlib import aclosing
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import psutil
 import pytest
@@ -22,6 +23,7 @@ from engines import answer_to, ask, gateway_over
 from modelworks.core.errors import Invalid, NotFound, Unsupported
 from modelworks.core.generation import ContextLengthExceeded, EngineFailed, Token
 from modelworks.core.nouns import Adapter, Model
+from modelworks.serve.converted import openvino_of
 from modelworks.serve.engine import EngineSpec, Place
 from modelworks.serve.engines.vllm import VLLM
 from modelworks.serve.gateway import Gateway
@@ -208,6 +210,66 @@ def test_vllm_on_a_cpu_refuses_adapters(shelf: list[Model | Adapter], tmp_path: 
             await answer_to(gateway, ask("left"))
 
     play(shelf, tmp_path, act, engine="vllm", device="cpu", gpus=0)
+
+
+# It opens what it is told to, as far as the test goes: it writes what it opened beside it.
+OBEDIENT = """
+from pathlib import Path
+class SchedulerConfig: pass
+class ContinuousBatchingPipeline:
+    def __init__(self, path, scheduling, device, properties):
+        assert properties == {"enable_save_ov_model": True}
+        Path(path).with_name("openvino_model.bin").write_bytes(Path(path).read_bytes()[:4])
+        kinds = ("Const", "f16"), ("Convert", ""), ("Const", "f32"), ("Convert", "")
+        layers = "".join(
+            f'<layer id="{i}" type="{kind}"><data element_type="{of}"/></layer>' for i, (kind, of) in enumerate(kinds))
+        edges = '<edge from-layer="0" to-layer="1"/><edge from-layer="2" to-layer="3"/>'
+        Path(path).with_name("openvino_model.xml").write_text(
+            f"<net><layers>{layers}</layers><edges>{edges}</edges></net>")
+"""
+
+
+def fake_openvino(folder: Path, code: str) -> str:
+    (folder / "openvino_genai").mkdir(parents=True)
+    (folder / "openvino_genai" / "__init__.py").write_text(code)
+    return str(folder)
+
+
+def test_what_openvino_cannot_open_is_refused_in_its_words(smollm2: Path, tmp_path: Path) -> None:
+    program = fake_openvino(tmp_path / "site", OBEDIENT + '        raise RuntimeError("Unsupported\\n rope")')
+
+    async def run() -> None:
+        async with gateway_over(
+            [as_model(smollm2, "smol")], tmp_path, engine="openvino", programs={"openvino": program}
+        ) as gateway:
+            await answer_to(gateway, ask("smol"))
+
+    with pytest.raises(Unsupported, match=r"OpenVINO cannot open smol: Unsupported rope$"):
+        asyncio.run(run())
+    (shelf,) = tmp_path.rglob("openvino")
+    assert list(shelf.iterdir()) == []
+
+
+def test_a_models_own_format_is_written_once_and_nothing_half_written_stays(smollm2: Path, tmp_path: Path) -> None:
+    spec = EngineSpec(model_folder=str(smollm2), model_name="smol", program=fake_openvino(tmp_path / "site", OBEDIENT))
+    place = Place(tmp_path / "log", dict(os.environ))
+    left = tmp_path / "openvino" / "killed.part"
+    left.mkdir(parents=True)
+    os.utime(left, (0, 0))
+
+    async def run() -> list[Path]:
+        return await asyncio.gather(openvino_of(spec, place), openvino_of(spec, place))
+
+    (folder, same) = asyncio.run(run())
+    assert folder == same
+    assert (folder / "openvino_model.bin").read_bytes() == b"GGUF"
+    assert list(folder.parent.iterdir()) == [folder]
+    assert {path.name for path in folder.iterdir()} == {"openvino_model.bin", "openvino_model.xml"}
+    marked = ElementTree.parse(folder / "openvino_model.xml").findall(".//attribute[@name='decompression']/../..")
+    assert [layer.get("id") for layer in marked] == ["1"]
+    written = (folder / "openvino_model.bin").stat().st_mtime_ns
+    assert asyncio.run(run()) == [folder, folder]
+    assert (folder / "openvino_model.bin").stat().st_mtime_ns == written
 
 
 @pytest.mark.parametrize(("engine", "program"), [("llama_server", "llama-server"), ("openvino", "openvino_genai")])

@@ -160,8 +160,10 @@ class Process:
         config = self._genai.GenerationConfig()
         most = self._prompts.max_context - prompt
         config.max_new_tokens = most if request.max_tokens is None else request.max_tokens
-        config.ignore_eos = request.ignore_eos
-        config.stop_token_ids = set() if request.ignore_eos else set(self._prompts.ends)
+        config.ignore_eos = request.ignore_eos or not self._prompts.ends
+        # Told no end, it asks a tokenizer, and the folder has none.
+        config.stop_token_ids = set(self._prompts.ends or {0})
+        config.eos_token_id = min(config.stop_token_ids)
         config.do_sample = request.temperature > 0
         if config.do_sample:
             config.temperature, config.top_p, config.min_p = request.temperature, request.top_p, request.min_p

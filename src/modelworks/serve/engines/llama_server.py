@@ -11,8 +11,8 @@ from typing import Any
 from modelworks.core.errors import Unsupported
 from modelworks.core.generation import GenerateRequest
 from modelworks.core.nouns import JsonObject
+from modelworks.serve.converted import gguf_of
 from modelworks.serve.engine import Engine, EngineKind, EngineSpec, Place
-from modelworks.serve.gguf_file import gguf_of
 from modelworks.serve.programs import find_program
 from modelworks.serve.remote import Program, RemoteEngine
 

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from modelworks.core.errors import Unsupported
 from modelworks.serve.child import ChildEngine
+from modelworks.serve.converted import openvino_of
 from modelworks.serve.engine import Engine, EngineKind, EngineSpec, Place
-from modelworks.serve.gguf_file import gguf_of
 
 REMEDY = (
     "pip install openvino-genai beside modelworks, or into a folder (pip install --target DIR openvino-genai) told by "
@@ -28,11 +28,11 @@ def find(program: str | None) -> str | None:
 
 
 async def start(spec: EngineSpec, place: Place) -> Engine:
-    """Start one, on a file that is written if it is not there."""
+    """Start one, on a folder that is written if it is not there."""
     find(spec.program)
     if spec.device != "cpu":
         raise Unsupported(f"the engine openvino computes on the CPU, not on {spec.device}; use --engine auto or native")
-    own = dataclasses.replace(spec, weights_file=str(await gguf_of(spec, place)))
+    own = dataclasses.replace(spec, weights_file=str(await openvino_of(spec, place)))
     return await ChildEngine.start(own, place, "modelworks.serve.openvino_process")
 
 
