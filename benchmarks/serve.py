@@ -30,8 +30,8 @@ ROOT = Path(__file__).parent
 BIN = Path(sys.executable).parent
 BASE, TOKENS, ADAPTERS, SLOTS = "smollm2-135m", 128, 8, 32
 CORES = psutil.cpu_count(logical=False) or 1
-# Between two looks at the memory, each of which costs; and how long an engine that was stopped has to come to itself.
-LOOK_SECONDS, WAKE_SECONDS = 0.5, 1.0
+# Between two looks at the memory, each of which costs.
+LOOK_SECONDS = 0.5
 PEERS = ("transformers", "llama.cpp", "llama.cpp f16", "llama.cpp bf16", "openvino", "vllm")
 PARTS = ("modelworks", "engine alone", "adapters", "engine openvino", "prefix")
 PACKAGES = {
@@ -207,6 +207,10 @@ class Driven:
             over.set()
             watcher.join()
         return answer
+
+    def warm(self) -> None:
+        """Load what is not loaded yet, and bring back what was let go."""
+        self.ask(chats_of(99, 1), 1)
 
     def pause(self) -> None:
         for process in self._processes():
@@ -447,7 +451,7 @@ class Bench:
             model = BASE if tool in PARTS else self.base
             driven = Driven([*drive, "http", url, model], pid)
         stack.callback(driven.close)
-        driven.ask(chats_of(99, 1), 1)  # loads and warms
+        driven.warm()
         return driven
 
     def _serving(self, tool: str) -> Any:
@@ -519,7 +523,9 @@ class Bench:
     def compare(self, tools: Sequence[str], streams: Sequence[int], repeats: int) -> None:
         """Ask every tool in turn, there and back, so that what else the machine does meets all of them.
 
-        The others are stopped meanwhile: some engines spin on after their turn, and none sleeps for nothing.
+        The others are stopped meanwhile: some engines spin on after their turn, and none sleeps for nothing. What the
+        machine took from one that was stopped (its timers, pages of its files) it has back after a chat that does not
+        count.
         """
         with ExitStack() as stack:
             driven: dict[str, Driven] = {}
@@ -539,7 +545,7 @@ class Bench:
                     for tool, one in list(driven.items())[:: -1 if round_ % 2 else 1]:
                         models = [f"lora{i}" for i in range(ADAPTERS)] if tool == "adapters" else []
                         one.resume()
-                        time.sleep(WAKE_SECONDS)
+                        one.warm()
                         told[tool].append(one.ask(chats, count, models))
                         one.pause()
                 for tool, runs in told.items():
