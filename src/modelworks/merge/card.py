@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
-import yaml
-
 from modelworks.core.nouns import JsonObject, Parent
 from modelworks.merge.plan import Plan
+from modelworks.weights import card
 
 
 def write_card(
@@ -26,19 +24,5 @@ def write_card(
         front |= {"base_model": plan.frame.name, "library_name": "peft", "tags": ["lora", "merge"]}
         how_many = f"an adapter of {sum(step.merged for step in plan.steps)} matrices of {plan.frame.name}"
         rest = "Scales are folded into its factors: every matrix changes by B A."
-    lines = [
-        "---",
-        yaml.safe_dump(front, sort_keys=True).strip(),
-        "---",
-        "",
-        f"# {name}",
-        "",
-        f"Merged with Modelworks by `{method.name}`{paper}: {how_many}, computed in {how}.",
-        rest,
-        "",
-        "| role | kind | name | sha256 |",
-        "|---|---|---|---|",
-    ]
-    lines += [f"| {parent.role} | {parent.kind} | {parent.name} | `{parent.digest}` |" for parent in parents]
-    lines += ["", *report, "## Recipe", "", "```json", json.dumps(recipe, indent=2, sort_keys=True), "```", ""]
-    (folder / "README.md").write_text("\n".join(lines), encoding="utf-8")
+    how_merged = f"Merged with Modelworks by `{method.name}`{paper}: {how_many}, computed in {how}."
+    card.write_card(folder, name, front, [how_merged, rest], parents, report, ("Recipe", recipe))
