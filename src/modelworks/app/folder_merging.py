@@ -28,7 +28,7 @@ from modelworks.merge.room import check_memory
 from modelworks.merge.run import parents_of
 from modelworks.merge.spec import MergeSpec
 from modelworks.merge.spotcheck import spot_check
-from modelworks.store.files import sync_folder, sync_tree
+from modelworks.store.files import sync, sync_tree
 from modelworks.weights.writer import check_space
 
 Progress = Callable[[JsonObject], None]
@@ -183,5 +183,5 @@ def _publish(partial: Path, out: Path) -> None:
         out.rename(before)
     partial.rename(out)
     end_journal(out)
-    sync_folder(out.parent)
+    sync(out.parent)
     shutil.rmtree(before, ignore_errors=True)

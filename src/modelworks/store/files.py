@@ -36,22 +36,20 @@ def settle(staged: Path, place: Path) -> None:
     for path in place.rglob("*"):
         if path.is_file():
             path.chmod(0o444)
-    sync_folder(place.parent)
+    sync(place.parent)
 
 
 def sync_tree(folder: Path) -> None:
     """Flush every file and folder under `folder`, and itself, to the disk."""
     for path in sorted(folder.rglob("*"), reverse=True):
-        if path.is_file():
-            with path.open("rb") as file:
-                os.fsync(file.fileno())
-        elif path.is_dir():
-            sync_folder(path)
-    sync_folder(folder)
+        if path.is_file() or path.is_dir():
+            sync(path)
+    sync(folder)
 
 
-def sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
+def sync(path: Path) -> None:
+    """Flush one file, or a folder's list of names, to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:
@@ -66,7 +64,7 @@ def write_atomically(path: Path, data: bytes) -> None:
         file.flush()
         os.fsync(file.fileno())
     partial.rename(path)
-    sync_folder(path.parent)
+    sync(path.parent)
 
 
 def mirror(place: Path, target: Path) -> None:

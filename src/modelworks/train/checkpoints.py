@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
-import os
 import re
 import shutil
 from collections.abc import Callable, Iterator
@@ -15,6 +14,7 @@ from pathlib import Path
 from modelworks.core.errors import Conflict, DiskFull
 from modelworks.core.hashing import list_files
 from modelworks.core.nouns import JsonObject
+from modelworks.store.files import sync
 
 MANIFEST = "manifest.json"
 _FOLDER = re.compile(r"checkpoint-(\d+)")
@@ -39,14 +39,14 @@ def seal(checkpoint: Path, of: str) -> None:
     """
     entries = list_files(checkpoint)
     for entry in entries:
-        _sync(checkpoint / entry.path)
+        sync(checkpoint / entry.path)
     files = [{"path": entry.path, "size_bytes": entry.size_bytes, "sha256": entry.sha256} for entry in entries]
     staged = checkpoint / f"{MANIFEST}.part"
     staged.write_text(json.dumps({"fingerprint": of, "files": files}, indent=1), encoding="utf-8")
-    _sync(staged)
+    sync(staged)
     staged.rename(checkpoint / MANIFEST)
-    _sync(checkpoint)
-    _sync(checkpoint.parent)
+    sync(checkpoint)
+    sync(checkpoint.parent)
 
 
 def with_room(checkpoint: Path, write: Callable[[], None]) -> None:
@@ -160,11 +160,3 @@ def _verified_manifest(checkpoint: Path) -> JsonObject | None:
         if entry.path != MANIFEST
     ]
     return manifest if manifest.get("files") == found else None
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
