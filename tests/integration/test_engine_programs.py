@@ -258,7 +258,7 @@ def test_a_models_own_format_is_written_once_and_nothing_half_written_stays(smol
     os.utime(left, (0, 0))
 
     async def run() -> list[Path]:
-        return await asyncio.gather(openvino_of(spec, place), openvino_of(spec, place))
+        return list(await asyncio.gather(openvino_of(spec, place), openvino_of(spec, place)))
 
     (folder, same) = asyncio.run(run())
     assert folder == same

@@ -130,18 +130,15 @@ def _keep_compressed(graph: Path) -> None:
 
 def main(form: str, folder: str, part: str, name: str, program: str) -> None:
     """Write one."""
-    if program:
-        sys.path.append(program)
+    sys.path.extend([program] if program else [])
     try:
         if form == "openvino":
             _write_openvino(Path(folder), Path(part), name)
         else:
             write_gguf(Path(folder), Path(part), "f16", name)
-    except Unsupported as error:
-        sys.stderr.write(error.message)
-        sys.exit(os.EX_DATAERR)
     except ModelworksError as error:
-        sys.exit(error.message)
+        sys.stderr.write(error.message)
+        sys.exit(os.EX_DATAERR if isinstance(error, Unsupported) else 1)
 
 
 if __name__ == "__main__":
