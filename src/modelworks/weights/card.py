@@ -12,13 +12,13 @@ from modelworks.core.nouns import JsonObject, Parent
 
 
 def write_card(
-    folder: Path, name: str, front: Mapping[str, object], words: Sequence[str], parents: Sequence[Parent], rest: Sequence[str],
-    told: tuple[str, JsonObject],
+    folder: Path, name: str, front: Mapping[str, object], words: Sequence[str], parents: Sequence[Parent],
+    rest: Sequence[str], told: tuple[str, JsonObject],
 ) -> None:  # fmt: skip
     """Write one; says nothing of time and place, so that the same work gives the same folder.
 
-    `front` is its head, `words` say in a sentence what it is, `rest` stands below the table of its parents, and `told` is
-    the title and the object that end it.
+    `front` is its head, `words` say in a sentence what it is, `rest` stands below the table of its parents, and `told`
+    is the title and the object that end it.
     """
     title, whole = told
     lines = ["---", yaml.safe_dump(dict(front), sort_keys=True).strip(), "---", "", f"# {name}", "", *words, ""]
