@@ -21,7 +21,7 @@ import pytest
 from artifacts import as_adapter, as_model
 from engines import answer_to, ask, gateway_over
 from modelworks.core.errors import Invalid, NotFound, Unsupported
-from modelworks.core.generation import ContextLengthExceeded, EngineFailed, Token
+from modelworks.core.generation import ContextLengthExceeded, EngineFailed, Finished, Token
 from modelworks.core.nouns import Adapter, Model
 from modelworks.serve.converted import openvino_of
 from modelworks.serve.engine import EngineSpec, Place
@@ -212,12 +212,41 @@ def test_vllm_on_a_cpu_refuses_adapters(shelf: list[Model | Adapter], tmp_path: 
     play(shelf, tmp_path, act, engine="vllm", device="cpu", gpus=0)
 
 
-# It opens what it is told to, as far as the test goes: it writes what it opened beside it.
+# It opens what it is told to, as far as the test goes; beside that it writes what it opened and how many a step served.
 OBEDIENT = """
+import select, sys
 from pathlib import Path
+from types import SimpleNamespace
 class SchedulerConfig: pass
+class GenerationConfig: pass
+class GenerationStatus: IGNORED = "ignored"
+class GenerationFinishReason: NONE, STOP, LENGTH = range(3)
+class Handle:
+    def __init__(self, left):
+        self.left, self.made = left, []
+    def can_read(self): return bool(self.made)
+    def read(self): return {0: self.made.pop(0)}
+    def get_status(self): return "running"
 class ContinuousBatchingPipeline:
+    def add_request(self, number, prompt, config):
+        self.open.append(Handle(config.max_new_tokens))
+        return self.open[-1]
+    def has_non_finished_requests(self): return bool(self.open)
+    def step(self):
+        if not self.steps and len(self.open) == 1:
+            # the other one comes while this is computed
+            assert select.select([int(sys.argv[1])], [], [], 60)[0]
+        self.steps.append(len(self.open))
+        for one in self.open:
+            one.left -= 1
+            one.made.append(SimpleNamespace(generated_ids=[30], finish_reason=0 if one.left else 2))
+        self.open = [one for one in self.open if one.left]
+        if not self.open:
+            Path(__file__).with_name("steps").write_text(str(self.steps))
     def __init__(self, path, scheduling, device, properties):
+        self.open, self.steps = [], []
+        if Path(path).is_dir():
+            return
         assert properties == {"enable_save_ov_model": True}
         Path(path).with_name("openvino_model.bin").write_bytes(Path(path).read_bytes()[:4])
         kinds = ("Const", "f16"), ("Convert", ""), ("Const", "f32"), ("Convert", "")
@@ -230,8 +259,9 @@ class ContinuousBatchingPipeline:
 
 
 def fake_openvino(folder: Path, code: str) -> str:
-    (folder / "openvino_genai").mkdir(parents=True)
-    (folder / "openvino_genai" / "__init__.py").write_text(code)
+    for package, text in (("openvino_genai", code), ("openvino", "Tensor = list")):
+        (folder / package).mkdir(parents=True)
+        (folder / package / "__init__.py").write_text(text)
     return str(folder)
 
 
@@ -240,14 +270,28 @@ def test_what_openvino_cannot_open_is_refused_in_its_words(smollm2: Path, tmp_pa
 
     async def run() -> None:
         async with gateway_over(
-            [as_model(smollm2, "smol")], tmp_path, engine="openvino", programs={"openvino": program}
+            [as_model(smollm2, "smol")], tmp_path / "engines", engine="openvino", programs={"openvino": program}
         ) as gateway:
             await answer_to(gateway, ask("smol"))
 
     with pytest.raises(Unsupported, match=r"OpenVINO cannot open smol: Unsupported rope$"):
         asyncio.run(run())
-    (shelf,) = tmp_path.rglob("openvino")
+    (shelf,) = (tmp_path / "engines").rglob("openvino")
     assert list(shelf.iterdir()) == []
+
+
+def test_openvino_is_told_before_a_step_of_all_that_came_during_the_last(smollm2: Path, tmp_path: Path) -> None:
+    programs = {"openvino": fake_openvino(tmp_path / "site", OBEDIENT)}
+
+    async def run() -> list[tuple[str, Finished]]:
+        async with gateway_over([as_model(smollm2, "smol")], tmp_path, engine="openvino", programs=programs) as gateway:
+            return list(await asyncio.gather(*(answer_to(gateway, ask("smol", max_tokens=4)) for _ in range(2))))
+
+    answers = asyncio.run(run())
+    assert [(end.reason, end.completion_tokens) for _, end in answers] == [("length", 4)] * 2
+    assert answers[0][0] == answers[1][0] != ""
+    steps = (tmp_path / "site" / "openvino_genai" / "steps").read_text()
+    assert steps in {"[2, 2, 2, 2]", "[1, 2, 2, 2, 1]"}
 
 
 def test_a_models_own_format_is_written_once_and_nothing_half_written_stays(smollm2: Path, tmp_path: Path) -> None:

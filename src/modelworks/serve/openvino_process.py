@@ -1,5 +1,6 @@
-"""The process of OpenVINO GenAI: `python -m modelworks.serve.openvino_process FD SPEC`, one thread that steps.
+"""The process of OpenVINO GenAI: `python -m modelworks.serve.openvino_process FD SPEC`, one thread that does it all.
 
+A step holds Python's lock from beginning to end: a thread that reads beside it gets its turn some steps later.
 Its prompts and texts are made here, from the model's own tokenizer and template. Adapters are refused: two in one batch
 were both answered by the first.
 """
@@ -10,10 +11,9 @@ import importlib
 import json
 import logging
 import os
+import select
 import socket
 import sys
-import threading
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -37,6 +37,7 @@ _GIGABYTE = 1024**3
 # Of the memory free after the weights are in.
 _CACHE_SHARE = 0.4
 _MOST_CACHE = 8
+_PIECE = 1 << 20
 
 
 @dataclass
@@ -52,13 +53,13 @@ class Answer:
 
 @dataclass
 class Process:
-    """Takes orders in a thread; steps in another; tells what came."""
+    """Takes the orders that have come, makes a step, tells what came of it."""
 
     spec: EngineSpec
     channel: socket.socket
     _answers: dict[str, Answer] = field(default_factory=dict)
-    _news: threading.Condition = field(default_factory=threading.Condition)
     _counts: Counts = field(default_factory=Counts)
+    _half_read: bytearray = field(default_factory=bytearray)
     _number: int = 0
 
     def __post_init__(self) -> None:
@@ -75,12 +76,9 @@ class Process:
             logger.exception("the model could not be loaded")
             self._tell(("", Failed(Unsupported.code, f"OpenVINO cannot open {self.spec.model_name}: {error}")))
             return
-        threading.Thread(target=self._read, name="read", daemon=True).start()
         self._tell(("", wire.Ready()))
         while True:
-            with self._news:
-                # one that was cancelled is let go by a step
-                self._news.wait_for(self._pipeline.has_non_finished_requests)
+            self._read()
             self._counts.steps += 1
             self._pipeline.step()
             self._collect()
@@ -106,14 +104,20 @@ class Process:
         self._pipeline = self._genai.ContinuousBatchingPipeline(self.spec.weights_file, scheduling, "CPU", wishes)
 
     def _read(self) -> None:
-        try:
-            with self.channel.makefile("rb") as lines, suppress(OSError):
+        """Take all orders that have come, and with nothing to do the next one."""
+        # one that was cancelled is let go by a step
+        while select.select([self.channel], [], [], 0 if self._pipeline.has_non_finished_requests() else None)[0]:
+            try:
+                piece = self.channel.recv(_PIECE)
+            except ConnectionError:
+                piece = b""
+            if not piece:  # the gateway is gone
+                os._exit(0)
+            self._half_read += piece
+            if b"\n" in piece:
+                *lines, self._half_read = self._half_read.split(b"\n")
                 for line in lines:
-                    self._take(wire.read_order(line))
-            os._exit(0)
-        except Exception:  # a bug: the gateway learns of it by the process's end
-            logger.exception("an order could not be carried out")
-            os._exit(70)
+                    self._take(wire.read_order(bytes(line)))
 
     def _take(self, order: wire.Order) -> None:
         match order:
@@ -128,11 +132,9 @@ class Process:
                     self._counts.failed += 1
                     self._tell((request.id, Failed(Invalid.code, f"OpenVINO refuses this request: {error}")))
             case wire.Cancel(id_):
-                with self._news:
-                    if answer := self._answers.pop(id_, None):
-                        self._counts.aborted += 1
-                        answer.handle.cancel()
-                        self._news.notify()
+                if answer := self._answers.pop(id_, None):
+                    self._counts.aborted += 1
+                    answer.handle.cancel()
             case wire.AskStats(id_):
                 self._tell((id_, self._stats()))
             case wire.AddAdapter(id_):
@@ -151,10 +153,8 @@ class Process:
         text = Detokenizer(self._prompts.tokenizer.decode, request.stop)
         tensor = self._openvino.Tensor(self._numpy.array([prompt], dtype="int64"))
         self._number += 1
-        with self._news:
-            handle = self._pipeline.add_request(self._number, tensor, self._sampling(request, len(prompt)))
-            self._answers[request.id] = Answer(request, len(prompt), handle, text)
-            self._news.notify()
+        handle = self._pipeline.add_request(self._number, tensor, self._sampling(request, len(prompt)))
+        self._answers[request.id] = Answer(request, len(prompt), handle, text)
 
     def _sampling(self, request: GenerateRequest, prompt: int) -> Any:
         config = self._genai.GenerationConfig()
@@ -177,11 +177,8 @@ class Process:
 
     def _collect(self) -> None:
         """Tell what the last step gave each answer, all at once: the gateway wakes up for each time it is told."""
-        with self._news:
-            answers = list(self._answers.values())
         told: list[tuple[str, wire.Report]] = []
-        for answer in answers:
-            id_ = answer.request.id
+        for id_, answer in list(self._answers.items()):
             said, count, reason = self._tokens_of(answer)
             if count:
                 told.append((id_, Token(said, count)))
@@ -189,12 +186,12 @@ class Process:
                 answer.handle.stop()
                 reason = "stop"
             elif not reason and answer.handle.get_status() == self._genai.GenerationStatus.IGNORED:
-                self._drop(answer)
+                del self._answers[id_]
                 self._counts.failed += 1
                 what = "no room for this request in OpenVINO's cache"
                 told.append((id_, Failed(EngineFailed.code, what)))
             if reason:
-                self._drop(answer)
+                del self._answers[id_]
                 self._counts.finished += 1
                 self._counts.prompt_tokens += answer.prompt_tokens
                 if rest := answer.text.close():
@@ -217,10 +214,6 @@ class Process:
         answer.tokens += count
         self._counts.generated_tokens += count
         return said, count, reason
-
-    def _drop(self, answer: Answer) -> None:
-        with self._news:
-            self._answers.pop(answer.request.id, None)
 
     def _stats(self) -> EngineStats:
         return EngineStats(
