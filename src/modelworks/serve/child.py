@@ -59,17 +59,11 @@ class _Reading(asyncio.Protocol):
     def __init__(self) -> None:
         self.boxes: dict[str, _Mailbox] = {"": _Mailbox()}
         self.over = asyncio.Event()
-        self._begun = bytearray()
+        self._lines = wire.Lines()
 
     def data_received(self, data: bytes) -> None:
-        *lines, rest = data.split(b"\n")
-        if lines:
-            lines[0], self._begun = bytes(self._begun + lines[0]), bytearray()
-        self._begun += rest
         try:
-            if len(self._begun) > wire.MAX_LINE_BYTES:
-                raise ValueError(f"a line of more than {wire.MAX_LINE_BYTES} bytes")
-            for id_, report in chain.from_iterable(map(wire.read_reports, lines)):
+            for id_, report in chain.from_iterable(map(wire.read_reports, self._lines.ended_by(data))):
                 if id_ in self.boxes:  # a cancelled request's last words have no reader
                     self.boxes[id_].put(report)
         except ValueError as error:

@@ -130,7 +130,8 @@ def _keep_compressed(graph: Path) -> None:
 
 def main(form: str, folder: str, part: str, name: str, program: str) -> None:
     """Write one."""
-    sys.path.extend([program] if program else [])
+    if program:
+        sys.path.append(program)
     try:
         if form == "openvino":
             _write_openvino(Path(folder), Path(part), name)

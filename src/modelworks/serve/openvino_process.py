@@ -59,7 +59,7 @@ class Process:
     channel: socket.socket
     _answers: dict[str, Answer] = field(default_factory=dict)
     _counts: Counts = field(default_factory=Counts)
-    _half_read: bytearray = field(default_factory=bytearray)
+    _lines: wire.Lines = field(default_factory=wire.Lines)
     _number: int = 0
 
     def __post_init__(self) -> None:
@@ -113,11 +113,8 @@ class Process:
                 piece = b""
             if not piece:  # the gateway is gone
                 os._exit(0)
-            self._half_read += piece
-            if b"\n" in piece:
-                *lines, self._half_read = self._half_read.split(b"\n")
-                for line in lines:
-                    self._take(wire.read_order(bytes(line)))
+            for line in self._lines.ended_by(piece):
+                self._take(wire.read_order(line))
 
     def _take(self, order: wire.Order) -> None:
         match order:

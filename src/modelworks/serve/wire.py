@@ -109,6 +109,27 @@ def read_reports(line: bytes) -> list[tuple[str, Report]]:
     return [(id_, _report(kind, body)) for id_, kind, body in orjson.loads(line)]
 
 
+class Lines:
+    """The lines of a stream that comes in pieces."""
+
+    def __init__(self) -> None:
+        self._begun = bytearray()
+
+    def ended_by(self, piece: bytes) -> list[bytes]:
+        """Add the next piece; return the lines that it ends.
+
+        Raises:
+            ValueError: a line has no end within `MAX_LINE_BYTES`.
+        """
+        *lines, rest = piece.split(b"\n")
+        if lines:
+            lines[0], self._begun = bytes(self._begun + lines[0]), bytearray()
+        self._begun += rest
+        if len(self._begun) > MAX_LINE_BYTES:
+            raise ValueError(f"a line of more than {MAX_LINE_BYTES} bytes")
+        return lines
+
+
 class Teller:
     """The engine's end of the socket, for any of its threads: what is told at once arrives at once.
 
